@@ -1,0 +1,1 @@
+"""Block quantisation: schemes, blocks, methods and the bytes of each format."""

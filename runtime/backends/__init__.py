@@ -1,0 +1,1 @@
+"""Engines behind two protocols, `VisionEncoder` and `Decoder` (see `phisight.backends.base`)."""

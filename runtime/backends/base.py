@@ -1,0 +1,61 @@
+"""What the runtime asks of an engine: two protocols.
+
+Sequences are appended to one KV cache per decoder; `truncate` drops the tail, so that a common prefix is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.naflex import Patches
+
+__all__ = ["Decoder", "LogitsWanted", "Piece", "VisionEncoder"]
+
+Piece = NDArray[np.int32] | NDArray[np.float32]
+"""A stretch of the sequence: token ids, shape (n,) int32, or image features, shape (n, hidden) float32."""
+
+LogitsWanted = Literal["last", "all"]
+
+
+class VisionEncoder(Protocol):
+    """Vision tower and projector."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an image token, which is the decoder's."""
+
+    def encode(self, patches: Patches) -> NDArray[np.float32]:
+        """Image patches -> image tokens, (num_patches, hidden_size) float32."""
+
+
+class Decoder(Protocol):
+    """The language model with its KV cache."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits per position."""
+
+    @property
+    def length(self) -> int:
+        """Positions now in the KV cache."""
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` positions in all; what is cached stays. Never shrinks."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on."""
+
+    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+        """Run the pieces, in order, behind what is cached, as one chunk.
+
+        Returns logits, float32: (1, vocab) of the last position, or (n, vocab) of every new one. The array may be a
+        view of a buffer that the next call overwrites.
+        """
