@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PHISIGHT_SHARED", ROOT.parent / "shared"))
@@ -16,5 +20,39 @@ def golden() -> Path:
     """Numbers produced by the official reference code."""
     path = SHARED / "golden"
     if not path.is_dir():
-        pytest.skip(f"the golden files are not at {path}: set PHISIGHT_SHARED to the folder that holds golden/")
+        pytest.skip(f"no golden files at {path}: set PHISIGHT_SHARED to the folder that holds golden/")
     return path
+
+
+@pytest.fixture(scope="session")
+def synthetic_image() -> Callable[[str, int, int, int], Image.Image]:
+    """The golden files' synthetic images: (mode, width, height, seed) -> image."""
+    return _synthetic_image
+
+
+def _synthetic_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
+    y = np.arange(height, dtype=np.int64)[:, None]
+    x = np.arange(width, dtype=np.int64)[None, :]
+
+    def plane(channel: int) -> NDArray[np.int64]:
+        waves = 5 * (y >> 3) * (x >> 3) + ((x * y) >> 4)
+        return (y * (7 + seed) + x * (13 + 2 * seed) + 61 * channel + waves) & 255
+
+    if mode == "1":
+        return Image.fromarray(plane(0) >= 128)
+    if mode == "I;16":
+        return Image.fromarray((256 * plane(0) + plane(1)).astype(np.uint16))
+    if mode == "I":
+        return Image.fromarray((256 * plane(0) + plane(1)).astype(np.int32))
+    if mode == "F":
+        return Image.fromarray((plane(0) + 0.5).astype(np.float32))
+    base = mode.removesuffix("+trns")
+    channels = {"L": 1, "P": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}[base]
+    data = np.stack([plane(channel) for channel in range(channels)], axis=-1).astype(np.uint8)
+    image = Image.frombytes(base, (width, height), data.tobytes())
+    if base == "P":
+        colours = ((3 * i + 93, 5 * i + 155, 7 * i + 217) for i in range(256))
+        image.putpalette([value & 255 for colour in colours for value in colour])
+    if mode.endswith("+trns"):
+        image.info["transparency"] = 0
+    return image
