@@ -37,9 +37,7 @@ _READABLE = "JPEG, PNG, WebP, GIF, BMP, TIFF, JPEG 2000, PPM, HEIC or AVIF"
 
 # Brands of the ftyp box: ISO/IEC 23008-12 (HEIF), AV1 Image File Format 1.1.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEIF_BRANDS = frozenset(
-    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-)
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 
 # EXIF orientation -> what makes the picture upright (EXIF 2.32, tag 0x0112). 1 is upright.
 _UPRIGHT = {

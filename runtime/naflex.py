@@ -124,7 +124,7 @@ def target_size(
 
     low, high = _MIN_SCALE, _MAX_SCALE
     while high - low >= _SCALE_PRECISION:
-        middle = (low + high) / 2
+        middle = (low + high * 1.0001) / 2
         rows, cols = grid_at(middle)
         if rows * cols <= budget:
             low = middle
@@ -139,9 +139,7 @@ def target_size(
     return cols * PATCH_SIZE, rows * PATCH_SIZE
 
 
-def token_count(
-    width: int, height: int, max_patches: int = MAX_PATCHES, min_patches: int = MIN_PATCHES
-) -> int:
+def token_count(width: int, height: int, max_patches: int = MAX_PATCHES, min_patches: int = MIN_PATCHES) -> int:
     """Image tokens, one per patch, that an image of this size costs. Raises as `target_size`."""
     target_width, target_height = target_size(width, height, max_patches, min_patches)
     return (target_width // PATCH_SIZE) * (target_height // PATCH_SIZE)

@@ -88,7 +88,7 @@ def _array_levels(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in either byte order
         return _16_to_8_bits(array)
     if array.dtype.kind == "f":
         _reject_outside(array, 0, 1, f"{name} (dtype {array.dtype})")

@@ -36,7 +36,8 @@ def _synthetic_image(mode: str, width: int, height: int, seed: int) -> Image.Ima
 
     def plane(channel: int) -> NDArray[np.int64]:
         waves = 5 * (y >> 3) * (x >> 3) + ((x * y) >> 4)
-        return (y * (7 + seed) + x * (13 + 2 * seed) + 61 * channel + waves) & 255
+        values: NDArray[np.int64] = (y * (7 + seed) + x * (13 + 2 * seed) + 61 * channel + waves) & 255
+        return values
 
     if mode == "1":
         return Image.fromarray(plane(0) >= 128)

@@ -1,0 +1,130 @@
+"""The decoder graph: embeddings of new positions -> logits, with the KV cache updated in place.
+
+    inputs_embeds (1, n, hidden) float32, seqlens_k (1,) int32 = positions in all - 1,
+    total_sequence_length () int32 = positions in all, num_logits (1,) int64 = how many of the last positions get logits,
+    past.{i}.key / .value (1, kv_heads, capacity, head_dim) for every layer
+    -> logits (1, num_logits, vocab) float32, present.{i}.key / .value, to be bound to the same memory as past
+
+Phi-3 architecture (https://arxiv.org/abs/2404.14219): RMS norms, fused qkv and gate_up projections, grouped-query
+attention, rotation of half-split heads. Operators of ONNX Runtime:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from phisight.config import DecoderConfig
+from phisight.export.names import FINAL_NORM, HEAD, decoder_layer
+from phisight.export.onnx_graph import GraphBuilder
+from phisight.export.onnx_layers import LayerBuilder, WeightJob
+from phisight.export.plan import Plan
+
+__all__ = ["build_decoder"]
+
+
+def build_decoder(config: DecoderConfig, plan: Plan, data_file: str) -> tuple[GraphBuilder, list[WeightJob]]:
+    """The graph and the jobs that fill its data file."""
+    graph = GraphBuilder("decoder", data_file)
+    layers = LayerBuilder(graph, plan, plan.options.float_type)
+    x = graph.input("inputs_embeds", "float32", [1, "positions", config.hidden_size])
+    lengths = graph.input("seqlens_k", "int32", [1]), graph.input("total_sequence_length", "int32", [])
+    count = graph.input("num_logits", "int64", [1])
+    if layers.dtype != "float32":
+        x = layers.cast(x, layers.dtype)
+    rotation = _rotation_tables(layers, config)
+
+    normed = graph.node(
+        "SimplifiedLayerNormalization",
+        [x, layers.vector(decoder_layer(0) + "input_layernorm.weight")],
+        axis=-1,
+        epsilon=config.rms_norm_eps,
+    )
+    for i in range(config.num_layers):
+        last = i == config.num_layers - 1
+        mixed = _attention(layers, config, normed, i, lengths, rotation)
+        if last:  # behind the last attention only the positions that get logits matter
+            mixed, x = _last_positions(graph, mixed, count), _last_positions(graph, x, count)
+        mixed = layers.linear(mixed, decoder_layer(i) + "self_attn.o_proj")
+        normed, x = _add_and_norm(layers, config, mixed, x, decoder_layer(i) + "post_attention_layernorm.weight")
+        inner = _feed_forward(layers, normed, decoder_layer(i) + "mlp.")
+        following = FINAL_NORM if last else decoder_layer(i + 1) + "input_layernorm.weight"
+        normed, x = _add_and_norm(layers, config, inner, x, following)
+
+    logits = layers.linear(normed, HEAD.removesuffix(".weight"))
+    if layers.dtype == "float32":
+        graph.node("Identity", [logits], outputs=["logits"])
+    else:
+        graph.node("Cast", [logits], outputs=["logits"], to=1)
+    graph.output("logits", "float32", [1, "logit_positions", config.vocab_size])
+    return graph, layers.jobs
+
+
+def _attention(
+    layers: LayerBuilder,
+    config: DecoderConfig,
+    normed: str,
+    index: int,
+    lengths: tuple[str, str],
+    rotation: tuple[str, str],
+) -> str:
+    """Grouped-query attention over the cache, (1, n, hidden) -> (1, n, hidden)."""
+    graph = layers.graph
+    shape = [1, config.num_kv_heads, "capacity", config.head_dim]
+    past = [graph.input(f"past.{index}.{kind}", layers.dtype, shape) for kind in ("key", "value")]
+    present = [f"present.{index}.{kind}" for kind in ("key", "value")]
+    qkv = layers.linear(normed, decoder_layer(index) + "self_attn.qkv_proj")
+    mixed = graph.microsoft(
+        "GroupQueryAttention",
+        [qkv, "", "", *past, *lengths, *rotation],
+        outputs=[f"attention.{index}", *present],
+        num_heads=config.num_heads,
+        kv_num_heads=config.num_kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+    )
+    for name in present:
+        graph.output(name, layers.dtype, shape)
+    return mixed
+
+
+def _feed_forward(layers: LayerBuilder, normed: str, prefix: str) -> str:
+    """silu(gate) * up -> down, (1, n, hidden) -> (1, n, hidden)."""
+    graph = layers.graph
+    both = layers.linear(normed, prefix + "gate_up_proj")
+    gate, up = graph.nodes("Split", [both], 2, axis=-1, num_outputs=2)
+    activated = graph.microsoft("QuickGelu", [gate], alpha=1.0)  # x * sigmoid(alpha x): silu at alpha 1
+    return layers.linear(graph.node("Mul", [activated, up]), prefix + "down_proj")
+
+
+def _add_and_norm(layers: LayerBuilder, config: DecoderConfig, x: str, residual: str, weight: str) -> tuple[str, str]:
+    """(norm(x + residual), x + residual)."""
+    graph = layers.graph
+    total = f"residual.{weight}"
+    normed = graph.microsoft(
+        "SkipSimplifiedLayerNormalization",
+        [x, residual, layers.vector(weight)],
+        outputs=[f"normed.{weight}", "", "", total],
+        epsilon=config.rms_norm_eps,
+    )
+    return normed, total
+
+
+def _last_positions(graph: GraphBuilder, x: str, count: str) -> str:
+    """The last `count` positions, (1, n, hidden) -> (1, count, hidden)."""
+    end = graph.constant([np.iinfo(np.int64).max])
+    return graph.node("Slice", [x, graph.node("Neg", [count]), end, graph.constant([1])])
+
+
+def _rotation_tables(layers: LayerBuilder, config: DecoderConfig) -> tuple[str, str]:
+    """Cosines and sines of every position, (context, head_dim / 2).
+
+    Rounded to float32 at each step as the reference's rotary embedding does: at position 32767 the angle's rounding
+    alone shifts a cosine by 2e-3, and the model was trained with it.
+    """
+    half = config.head_dim // 2
+    exponent = (np.arange(half) / half).astype(np.float32).astype(np.float64)
+    frequency = np.float32(1) / (config.rope_theta**exponent).astype(np.float32)
+    angle = np.arange(config.context_length, dtype=np.float32)[:, None] * frequency
+    cosine = layers.computed("rotation.cos", np.cos(angle).astype(layers.dtype))
+    return cosine, layers.computed("rotation.sin", np.sin(angle).astype(layers.dtype))

@@ -1,0 +1,160 @@
+"""The plan of an export: which tensor is stored by which scheme, and what that costs. Made before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from phisight.config import ModelConfig
+from phisight.errors import InputError
+from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, expected_tensors
+from phisight.manifest import TensorEntry
+from phisight.quant.scheme import BlockScheme, ChannelScheme, FloatScheme, FloatType, Scheme
+
+__all__ = ["DecoderType", "ExportOptions", "HeadType", "Plan", "VisionType", "make_plan"]
+
+DecoderType = Literal["f32", "f16", "int8", "int4"]
+VisionType = Literal["f32", "f16", "int8", "w8a8"]
+HeadType = Literal["f32", "f16", "int8", "int4"]
+BlockSize = Literal[32, 64, 128]
+Method = Literal["rtn"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the user chose. `head` and `vision` may be None: see `resolved`.
+
+    `float_type` is the type in which the graph computes: f32 for CPUs, f16 for GPUs. `accuracy_level` is that of
+    MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block.
+    """
+
+    decoder: DecoderType = "int4"
+    vision: VisionType | None = None
+    block_size: BlockSize = 32
+    head: HeadType | None = None
+    float_type: FloatType = "f32"
+    method: Method = "rtn"
+    accuracy_level: Literal[0, 4] = 4
+
+    def __post_init__(self) -> None:
+        _one_of("decoder", self.decoder, get_args(DecoderType))
+        _one_of("vision", self.vision, (None, *get_args(VisionType)))
+        _one_of("block_size", self.block_size, get_args(BlockSize))
+        _one_of("head", self.head, (None, *get_args(HeadType)))
+        _one_of("float", self.float_type, get_args(FloatType))
+        _one_of("method", self.method, get_args(Method))
+        _one_of("accuracy_level", self.accuracy_level, (0, 4))
+        if self.float_type == "f16" and "f32" in (self.decoder, self.head):
+            raise InputError(
+                "float32 weights in a float16 graph would be rounded anyway: use --decoder f16 --head f16, "
+                "or --float f32"
+            )
+
+    @property
+    def resolved_head(self) -> HeadType:
+        """The head's type: the decoder's if that is a float type, else INT8."""
+        if self.head is not None:
+            return self.head
+        return self.decoder if self.decoder in ("f32", "f16") else "int8"
+
+    @property
+    def resolved_vision(self) -> VisionType:
+        """The tower's type: integer products in a float32 graph with a quantised decoder, else as the decoder."""
+        if self.vision is not None:
+            return self.vision
+        if self.decoder in ("f32", "f16"):
+            return self.decoder
+        return "w8a8" if self.float_type == "f32" else "f16"
+
+    @property
+    def vision_float(self) -> FloatType:
+        """The type in which the vision graph computes. Integer products exist with float32 only."""
+        return "f32" if self.resolved_vision in ("f32", "w8a8") else self.float_type
+
+    def as_json(self) -> dict[str, str | int]:
+        """For the manifest, every choice spelled out."""
+        return {
+            "decoder": self.decoder,
+            "vision": self.resolved_vision,
+            "block_size": self.block_size,
+            "head": self.resolved_head,
+            "float": self.float_type,
+            "method": self.method,
+            "accuracy_level": self.accuracy_level,
+        }
+
+    def notes(self) -> list[str]:
+        """Choices that have no effect."""
+        if self.decoder in ("f32", "f16"):
+            return [f"--method {self.method} has no effect on a decoder in {self.decoder}"]
+        return []
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Scheme of every used tensor, by name."""
+
+    options: ExportOptions
+    specs: dict[str, TensorSpec]
+    schemes: dict[str, Scheme]
+    unused: list[str] = field(default_factory=list)
+
+    def entries(self) -> dict[str, TensorEntry]:
+        """The plan as the manifest keeps it."""
+        return {name: self._entry(name) for name in self.schemes}
+
+    def _entry(self, name: str) -> TensorEntry:
+        spec, scheme = self.specs[name], self.schemes[name]
+        weights = 1
+        for side in spec.shape:
+            weights *= side
+        return TensorEntry(spec.part, scheme.label, weights, scheme.stored_bytes(spec.shape))
+
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries().values())
+
+    def total_weights(self) -> int:
+        return sum(entry.weights for entry in self.entries().values())
+
+
+def make_plan(config: ModelConfig, options: ExportOptions) -> Plan:
+    """Choose a scheme for every tensor that the model uses.
+
+    Matrices follow the options; the embeddings follow the head, but are INT8 where the head is INT4, since the host
+    looks rows up in them. Norms, biases, the position table and the patch embedding (0.2 % of the tower) stay in the
+    graph's float type.
+    """
+    specs = expected_tensors(config)
+    schemes = {name: _scheme(spec, options) for name, spec in specs.items() if spec.part != "unused"}
+    unused = [name for name, spec in specs.items() if spec.part == "unused"]
+    return Plan(options, specs, schemes, unused)
+
+
+def _scheme(spec: TensorSpec, options: ExportOptions) -> Scheme:
+    in_tower = spec.part in ("vision", "projector")
+    graph_float = FloatScheme(options.vision_float if in_tower else options.float_type)
+    if len(spec.shape) == 1 or spec.name in (POSITION_TABLE, PATCH_EMBEDDING + ".weight"):
+        return graph_float
+    choice: str = {
+        "decoder": options.decoder,
+        "head": options.resolved_head,
+        "embeddings": "int8" if options.resolved_head == "int4" else options.resolved_head,
+        "vision": options.resolved_vision,
+        "projector": options.resolved_vision,
+    }[spec.part]
+    match choice:
+        case "f32" | "f16":
+            return FloatScheme("f32" if choice == "f32" else "f16")
+        case "w8a8":
+            return ChannelScheme()
+        case "int4":
+            return BlockScheme(4, options.block_size)
+        case _:
+            # The host looks embeddings up in blocks of 32, whatever the graph's block is.
+            return BlockScheme(8, 32 if spec.part == "embeddings" else options.block_size)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        text = ", ".join(str(choice) for choice in allowed if choice is not None)
+        raise InputError(f"{name} is {value!r}, wanted one of {text}")

@@ -1,0 +1,65 @@
+"""How a tensor is stored: the schemes, their sizes in bytes, and their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BlockScheme", "ChannelScheme", "FloatScheme", "FloatType", "Scheme"]
+
+FloatType = Literal["f32", "f16"]
+
+
+@dataclass(frozen=True)
+class FloatScheme:
+    """Plain floating point."""
+
+    dtype: FloatType
+
+    @property
+    def label(self) -> str:
+        return self.dtype
+
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        size = 1
+        for side in shape:
+            size *= side
+        return size * (4 if self.dtype == "f32" else 2)
+
+
+@dataclass(frozen=True)
+class BlockScheme:
+    """Symmetric blocks of `block_size` weights along a row, one float16 scale each.
+
+    A row that is not a multiple of the block is padded with zeros, which cost their bytes and change nothing.
+    """
+
+    bits: Literal[4, 8]
+    block_size: Literal[32, 64, 128]
+
+    @property
+    def label(self) -> str:
+        return f"int{self.bits} block {self.block_size}"
+
+    def blocks_per_row(self, columns: int) -> int:
+        return -(-columns // self.block_size)
+
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        rows, columns = shape
+        return rows * self.blocks_per_row(columns) * (self.block_size * self.bits // 8 + 2)
+
+
+@dataclass(frozen=True)
+class ChannelScheme:
+    """INT8 weights with one float32 scale per output channel, for integer products with INT8 activations."""
+
+    @property
+    def label(self) -> str:
+        return "int8 channel"
+
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        rows, columns = shape
+        return rows * (columns + 4)
+
+
+Scheme = FloatScheme | BlockScheme | ChannelScheme

@@ -1,0 +1,199 @@
+"""A decoder together with the keys of what is in its KV cache, so that a common prefix is run only once.
+
+The one rule: whatever happens - an error, a cancel, an interrupt - `keys` is true of the decoder's cache
+when the next request begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.backends.base import Decoder, LogitsWanted, Piece
+from phisight.errors import Cancelled, EngineError, PromptError
+from phisight.sequence import InputSequence, Keys, common_prefix
+
+__all__ = ["SHORTEN", "CachedDecoder", "Cancel", "Progress", "describe_length"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the positions done and those to run in all, first with 0 done; what is cached is in neither."""
+
+Cancel: TypeAlias = Callable[[], bool]
+"""Asked between runs of the engine whether to stop, such as `threading.Event().is_set`."""
+
+SHORTEN = "use fewer patches per image, a shorter prompt or a larger context"
+"""The way out of a prompt that does not fit."""
+
+# Positions by which the KV cache grows while an answer is decoded, at least; beyond, a quarter of its size.
+_GROWTH = 256
+
+
+class CachedDecoder:
+    """One decoder, which nobody else may use, and what it has read.
+
+    `context` is the most positions that a sequence may have. Not for use by two threads at once.
+    """
+
+    def __init__(self, decoder: Decoder, context: int) -> None:
+        self.context = context
+        self._decoder = decoder
+        self._read: Keys = np.empty(0, dtype=np.int64)  # keys of the cached part of the last sequence
+        self._stepped: list[int] = []  # ids of the tokens cached behind it
+        self._capacity = 0
+        self._requests = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits per position."""
+        return self._decoder.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+        return self._decoder.hidden_size
+
+    @property
+    def keys(self) -> Keys:
+        """Keys of what is in the KV cache, (positions,) int64."""
+        return np.concatenate([self._read, np.array(self._stepped, dtype=np.int64)])
+
+    @property
+    def requests(self) -> int:
+        """Prefills and scores begun so far: a change tells that the cache went on to another sequence."""
+        return self._requests
+
+    def check_room(self, sequence: InputSequence) -> None:
+        """Raise PromptError when the sequence is longer than the context."""
+        if len(sequence) > self.context:
+            raise PromptError(
+                f"the prompt takes {describe_length(sequence)} but the context holds {self.context}: {SHORTEN}"
+            )
+
+    def forget(self) -> None:
+        """Empty the cache. Its memory stays reserved."""
+        self._cut(0)
+
+    def prefill(
+        self,
+        sequence: InputSequence,
+        *,
+        chunk: int,
+        room: int = 0,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32]:
+        """Bring the cache to exactly this sequence -> logits of its last position, (vocab,) float32.
+
+        Only what lies behind the common prefix is run, and always the last position. The logits are a view
+        that holds until the decoder runs again. The engine gets `chunk` positions
+        at a time, text and image mixed as they come; memory is reserved for `room` positions more.
+
+        Raises Cancelled between two chunks (what was run stays cached), EngineError from the engine,
+        PromptError when the sequence is longer than the context.
+        """
+        self.check_room(sequence)
+        self._begin()
+        reused = min(common_prefix(self.keys, sequence.keys), len(sequence) - 1)
+        self._cut(reused)
+        self._reserve(len(sequence) + room)
+        total = len(sequence) - reused
+        logits: NDArray[np.float32] | None = None
+        for start in range(reused, len(sequence), chunk):
+            _report(progress, cancel, start - reused, total)
+            stop = min(start + chunk, len(sequence))
+            logits = self._run(sequence, start, stop, "last")
+        if logits is None:
+            raise ValueError("a sequence without positions cannot be run")
+        if progress is not None:
+            progress(total, total)
+        return logits[0]
+
+    def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
+        """Run one token behind what is cached -> its logits, (vocab,) float32, valid until the next run.
+
+        When the room is used up it grows by a quarter, but never beyond `most` positions.
+        Raises EngineError from the engine.
+        """
+        length = self._decoder.length
+        if length >= self._capacity:
+            self._reserve(min(self._capacity + max(_GROWTH, self._capacity // 4), most))
+        ids = np.array([token_id], dtype=np.int32)
+        logits = self._append([ids], "last")
+        self._stepped.append(token_id)
+        return logits[0]
+
+    def score(
+        self,
+        sequence: InputSequence,
+        *,
+        chunk: int,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits of every position, (positions, vocab) float32. Nothing cached is reused; raises as `prefill`.
+
+        The outcome alone takes 400 kB per position at the real vocabulary.
+        """
+        self.check_room(sequence)
+        self._begin()
+        self._cut(0)
+        self._reserve(len(sequence))
+        scores = np.empty((len(sequence), self.vocab_size), dtype=np.float32)
+        for start in range(0, len(sequence), chunk):
+            _report(progress, cancel, start, len(sequence))
+            stop = min(start + chunk, len(sequence))
+            scores[start:stop] = self._run(sequence, start, stop, "all")
+        if progress is not None:
+            progress(len(sequence), len(sequence))
+        return scores
+
+    def _reserve(self, capacity: int) -> None:
+        if capacity > self._capacity:
+            self._decoder.reserve(capacity)
+            self._capacity = capacity
+
+    def _begin(self) -> None:
+        self._requests += 1
+        self._settle()
+
+    def _run(self, sequence: InputSequence, start: int, stop: int, logits: LogitsWanted) -> NDArray[np.float32]:
+        outcome = self._append(sequence.pieces(start, stop), logits)
+        self._read = sequence.keys[:stop]
+        return outcome
+
+    def _append(self, pieces: Iterable[Piece], logits: LogitsWanted) -> NDArray[np.float32]:
+        try:
+            return self._decoder.append(list(pieces), logits)
+        except BaseException:
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """Drop what only one side knows of: positions run but not noted, or noted but no longer held.
+
+        Both happen at the tail alone: keys are noted in order, each after its run.
+        """
+        self._cut(min(self._decoder.length, len(self._read) + len(self._stepped)))
+
+    def _cut(self, length: int) -> None:
+        if self._decoder.length > length:
+            self._decoder.truncate(length)
+        if self._decoder.length != length:
+            raise EngineError(f"the KV cache holds {self._decoder.length} positions after a cut to {length}")
+        self._read, self._stepped = self.keys[:length], []
+
+
+def describe_length(sequence: InputSequence) -> str:
+    """The length of a sequence for a message, with text and image tokens apart."""
+    text = len(sequence.text_ids)
+    return f"{len(sequence)} positions ({text} text and {len(sequence) - text} image tokens)"
+
+
+def _report(progress: Progress | None, cancel: Cancel | None, done: int, total: int) -> None:
+    if cancel is not None and cancel():
+        raise Cancelled(f"cancelled after {done} of {total} positions of the prompt")
+    if progress is not None:
+        progress(done, total)

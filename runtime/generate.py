@@ -1,0 +1,239 @@
+"""Prefill and decode: a sequence of token ids and image features becomes a stream of token ids.
+
+    InputSequence -> check of the context -> prefill (chunks, behind the cached prefix) -> logits
+    logits -> sampler -> token -> decoder -> logits -> ... -> a stop id, the limit, or a cancel
+
+The contract:
+- Nothing here knows text. Ids come in, ids go out; stop texts and the thought's text are handled above.
+- A prompt that leaves no room for one token is refused before any work. A prompt is never cut. An answer
+  that reaches `max_tokens` or the context's end is not an error: its finish reason is "length".
+- The token that ends the answer is not yielded, and tokens before it always are.
+- A token is yielded before it is run, so that a reader has it at once; the last one of an answer is not run.
+  The next request that contains it pays for it as for any new position.
+- One answer at a time: once another request began on the decoder, the older answer cannot go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.cached_decoder import SHORTEN, CachedDecoder, Cancel, Progress, describe_length
+from phisight.errors import Cancelled, EngineError, InputError, PromptError
+from phisight.options import GenerateOptions
+from phisight.sampling import Sampler
+from phisight.sequence import InputSequence
+
+__all__ = ["ControlIds", "FinishReason", "GenerateOptions", "GeneratedToken", "Generation", "Timings"]
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+
+# Room reserved for an answer at first, in positions; it grows while the answer does.
+_FIRST_ROOM = 256
+
+
+@dataclass(frozen=True)
+class ControlIds:
+    """Token ids that steer the generation: what ends an answer, and `<think>` and `</think>` if there are any."""
+
+    stop: frozenset[int]
+    think: int | None = None
+    end_think: int | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One token of the answer: its id, its number from 0, and whether the thinking budget forced it."""
+
+    token_id: int
+    index: int
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What a generation did and how long it took. Time spent by the reader between two tokens is not in it.
+
+    reused_positions: of the prompt, in the KV cache already; prefill_positions: of the prompt, run.
+    generated_tokens: tokens yielded.
+    decode_steps: single positions run for them; decode_seconds holds these runs and the sampling, so that
+        decode_steps / decode_seconds is the rate of decoding.
+    """
+
+    prefill_seconds: float = 0.0
+    prefill_positions: int = 0
+    reused_positions: int = 0
+    decode_seconds: float = 0.0
+    decode_steps: int = 0
+    generated_tokens: int = 0
+
+
+class Generation(Iterator[GeneratedToken]):
+    """One answer: iterate over it for its tokens, then read `finish_reason` and `timings`.
+
+    The check of the context happens when it is made, the prefill at the first token. `cancel` takes effect
+    between two chunks of the prefill or between two tokens; it ends the iteration, as `close` does.
+
+    Raises PromptError for a prompt that leaves no room for one token, InputError for a thinking budget on a
+    model that has no `</think>`. Iterating raises EngineError from the engine, for logits that are not finite, and
+    when another request has begun on the decoder.
+    """
+
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        sequence: InputSequence,
+        options: GenerateOptions,
+        control: ControlIds,
+        *,
+        starts_in_thought: bool = False,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        self._decoder = decoder
+        self._sequence = sequence
+        self._options = options
+        self._control = control
+        self._progress = progress
+        self._cancel = cancel
+        self._limit = _token_limit(decoder, sequence, options)
+        self._budget = _ThinkingBudget(options.thinking_budget, control, starts_in_thought)
+        self._sampler = Sampler(options, decoder.vocab_size)
+        self._finish_reason: FinishReason | None = None
+        self._timings = Timings()
+        self._tokens = self._run()
+
+    def __next__(self) -> GeneratedToken:
+        return next(self._tokens)
+
+    def close(self) -> None:
+        """End the generation here. What was run stays cached."""
+        self._tokens.close()
+        self._finish_reason = self._finish_reason or "cancelled"
+
+    @property
+    def seed(self) -> int:
+        """The sampler's seed, drawn if the options have none."""
+        return self._sampler.seed
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended: "stop" (a stop id), "length" (the limit) or "cancelled"; None before the end."""
+        return self._finish_reason
+
+    @property
+    def timings(self) -> Timings:
+        """Counts and times so far."""
+        return self._timings
+
+    def _run(self) -> Generator[GeneratedToken, None, None]:
+        try:
+            logits = self._prefill()
+        except Cancelled:
+            self._finish_reason = "cancelled"
+            return
+        request = self._decoder.requests
+        token_id = -1
+        for index in range(self._limit):
+            if self._cancel is not None and self._cancel():
+                self._finish_reason = "cancelled"
+                return
+            started = perf_counter()
+            if index > 0:
+                logits = self._step(token_id, request)
+            token_id, forced = self._next_token(logits)
+            ended = token_id in self._control.stop
+            self._timings = replace(
+                self._timings,
+                decode_seconds=self._timings.decode_seconds + perf_counter() - started,
+                decode_steps=index,
+                generated_tokens=index + (not ended),
+            )
+            if ended:
+                self._finish_reason = "stop"
+                return
+            yield GeneratedToken(token_id, index, forced)
+        self._finish_reason = "length"
+
+    def _prefill(self) -> NDArray[np.float32]:
+        started = perf_counter()
+
+        def note(done: int, total: int) -> None:
+            self._timings = Timings(
+                prefill_seconds=perf_counter() - started,
+                prefill_positions=done,
+                reused_positions=len(self._sequence) - total,
+            )
+            if self._progress is not None:
+                self._progress(done, total)
+
+        self._sampler.observe(self._sequence.text_ids)
+        return self._decoder.prefill(
+            self._sequence,
+            chunk=self._options.prefill_chunk,
+            room=min(self._limit, _FIRST_ROOM),
+            progress=note,
+            cancel=self._cancel,
+        )
+
+    def _step(self, token_id: int, request: int) -> NDArray[np.float32]:
+        if self._decoder.requests != request:
+            raise EngineError("another request has begun on this decoder: finish or close one answer before the next")
+        return self._decoder.step(token_id, most=len(self._sequence) + self._limit)
+
+    def _next_token(self, logits: NDArray[np.float32]) -> tuple[int, bool]:
+        """The next token and whether it was forced."""
+        closing = self._budget.forced_token()
+        token_id = self._sampler.sample(logits) if closing is None else closing
+        self._budget.observe(token_id)
+        self._sampler.observe(token_id)
+        return token_id, closing is not None
+
+
+class _ThinkingBudget:
+    """Counts the tokens of the thought and says when it must be closed.
+
+    A thought is open from the start of the answer, or opened by `<think>` as the first token; a later one is
+    part of the answer. `<think>` and `</think>` are not counted.
+    """
+
+    def __init__(self, limit: int | None, control: ControlIds, starts_in_thought: bool) -> None:
+        if limit is not None and control.end_think is None:
+            raise InputError(f"thinking_budget is {limit} but the model has no </think> token: give None")
+        self._limit = limit
+        self._control = control
+        self._open = starts_in_thought
+        self._answer_began = starts_in_thought
+        self._tokens = 0
+
+    def forced_token(self) -> int | None:
+        """The id of `</think>` if it is due."""
+        due = self._limit is not None and self._open and self._tokens >= self._limit
+        return self._control.end_think if due else None
+
+    def observe(self, token_id: int) -> None:
+        """Count a token of the answer."""
+        if not self._answer_began:
+            self._answer_began = True
+            self._open = token_id == self._control.think
+        elif token_id == self._control.end_think:
+            self._open = False
+        elif self._open:
+            self._tokens += 1
+
+
+def _token_limit(decoder: CachedDecoder, sequence: InputSequence, options: GenerateOptions) -> int:
+    """Most tokens of this answer: every one has a place in the context, also the last, which is not run."""
+    free = decoder.context - len(sequence)
+    if free < 1:
+        asked = "" if options.max_tokens is None else f" with {options.max_tokens} new tokens asked for"
+        raise PromptError(
+            f"the prompt takes {describe_length(sequence)}{asked}, but the context holds {decoder.context} and "
+            f"an answer needs at least 1 of them: {SHORTEN}"
+        )
+    return free if options.max_tokens is None else min(options.max_tokens, free)

@@ -1,0 +1,72 @@
+"""What a request may ask of the generation: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from phisight.errors import InputError
+
+__all__ = ["GenerateOptions"]
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How an answer is drawn and when it ends. A model's own defaults are applied before this is made.
+
+    max_tokens: most tokens of thought and answer together; None: up to the context's end.
+    temperature: 0 takes the likeliest token (greedy); more flattens the distribution.
+    top_p: keep the smallest set of tokens whose probability is at least this; 1 keeps all.
+    top_k: keep this many of the likeliest tokens; None keeps all.
+    min_p: drop tokens less likely than this share of the likeliest one; 0 drops none.
+    repetition_penalty: above 1 makes tokens of the prompt and the answer less likely; 1 changes nothing.
+    seed: the same seed gives the same answer; None draws one.
+    stop: texts that end the answer. Text is handled above the generator, which only carries them.
+    thinking_budget: most tokens of thought before it is closed by force; None: no limit.
+    prefill_chunk: positions that the prefill runs at a time; memory and the delay of a cancel grow with it.
+
+    Raises InputError naming the field, the value found and the value wanted.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    thinking_budget: int | None = None
+    prefill_chunk: int = 256
+
+    def __post_init__(self) -> None:
+        _check_int("max_tokens", self.max_tokens, minimum=1, optional=True)
+        _check_real("temperature", self.temperature, "0 or more", lambda value: value >= 0)
+        _check_real("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        _check_int("top_k", self.top_k, minimum=1, optional=True)
+        _check_real("min_p", self.min_p, "0 to 1", lambda value: 0 <= value <= 1)
+        _check_real("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
+        _check_int("seed", self.seed, minimum=0, optional=True)
+        _check_stop(self.stop)
+        _check_int("thinking_budget", self.thinking_budget, minimum=0, optional=True)
+        _check_int("prefill_chunk", self.prefill_chunk, minimum=1, optional=False)
+
+
+def _check_int(name: str, value: object, *, minimum: int, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        wanted = f"a whole number, {minimum} or more" + (", or None" if optional else "")
+        raise InputError(f"{name} is {value!r}: give {wanted}")
+
+
+def _check_real(name: str, value: object, wanted: str, accepts: Callable[[float], bool]) -> None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not usable or not accepts(value):
+        raise InputError(f"{name} is {value!r}: give a number, {wanted}")
+
+
+def _check_stop(stop: object) -> None:
+    if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
+        raise InputError(f"stop is {stop!r}: give a tuple of texts that are not empty")

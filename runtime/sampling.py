@@ -1,0 +1,157 @@
+"""Logits become a token.
+
+    logits -> repetition penalty -> temperature -> top-k -> min-p -> top-p -> draw
+
+Each filter works on what the one before it kept. At temperature 0 the likeliest token after the penalty is
+taken and the filters have no effect. Of equal tokens, the one with the lowest id comes first, everywhere.
+
+The vocabulary is never sorted as a whole unless the distribution is so flat that top-p needs thousands of
+tokens: a lower bound on the n-th largest value, read from the maxima of disjoint groups, leaves few candidates.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phisight.errors import EngineError
+from phisight.options import GenerateOptions
+
+__all__ = ["Sampler"]
+
+_Values: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+
+# Candidates that top-p looks at before it takes more; real answers rarely need more than the first.
+_NUCLEUS_SIZES = (64, 512, 4096)
+
+# Groups for each value wanted: more of them make the lower bound tighter and its own selection dearer.
+_GROUPS_PER_VALUE = 8
+
+
+class Sampler:
+    """Draws tokens for one answer. `seed` is the seed in use, also where the options left it open."""
+
+    def __init__(self, options: GenerateOptions, vocab_size: int) -> None:
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+        self._options = options
+        self._vocab_size = vocab_size
+        self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self._seen = np.zeros(vocab_size, dtype=np.bool_)  # ids that the repetition penalty applies to
+        # Made once: fresh arrays of a vocabulary's size cost more than the arithmetic in them.
+        self._all_ids = np.arange(vocab_size)
+        self._weights = np.empty(vocab_size)
+
+    def observe(self, token_ids: ArrayLike) -> None:
+        """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
+        self._seen[token_ids] = True
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """Logits, (vocab,) float32 -> token id. The array is only read, and not kept.
+
+        Raises EngineError when the logits have another shape or are not all finite.
+        """
+        scores = self._penalised(logits)
+        if self._options.temperature == 0:
+            return int(scores.argmax())
+        ids, weights = self._kept(scores)
+        cumulated = np.cumsum(weights, out=weights)
+        drawn = np.searchsorted(cumulated, self._random.random() * cumulated[-1], side="right")
+        return int(ids[min(int(drawn), len(ids) - 1)])  # rounding may reach the total itself
+
+    def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What `sample` draws from: ids (n,) int64, ascending, and their probabilities (n,) float64.
+
+        At temperature 0 it is one token. Raises as `sample`.
+        """
+        scores = self._penalised(logits)
+        if self._options.temperature == 0:
+            return np.array([scores.argmax()], dtype=np.int64), np.ones(1)
+        ids, weights = self._kept(scores)
+        return ids, weights / weights.sum()
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The penalty of CTRL (Keskar et al. 2019), in the usual form that also handles negative logits."""
+        if logits.shape != (self._vocab_size,):
+            raise EngineError(f"the logits have shape {logits.shape}: expected ({self._vocab_size},)")
+        if not np.isfinite(logits).all():
+            count = int(np.count_nonzero(~np.isfinite(logits)))
+            raise EngineError(
+                f"{count} of {logits.size} logits are NaN or infinite: the engine's arithmetic overflowed or the "
+                "weights are damaged; verify the model directory or use a model with float32 activations"
+            )
+        penalty = self._options.repetition_penalty
+        if penalty == 1:
+            return logits
+        seen = np.flatnonzero(self._seen)
+        values = logits[seen].astype(np.float64)
+        penalised = np.where(values > 0, values / penalty, values * penalty)
+        limit = np.finfo(np.float32).max  # an extreme penalty must not make infinities
+        scores = logits.copy()
+        scores[seen] = np.clip(penalised, -limit, limit)
+        return scores
+
+    def _kept(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ids that the filters keep, ascending, and their weights relative to the likeliest, which has 1."""
+        with np.errstate(over="ignore", under="ignore"):  # at extreme temperatures 0 and infinity are right
+            return self._filtered(scores)
+
+    def _filtered(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        options = self._options
+        ids, top = self._all_ids, scores.max()
+        if options.top_k is not None and options.top_k < len(scores):
+            ids = _largest(scores, options.top_k)
+        elif options.min_p > 0:  # leaves few weights to compute; half a unit of margin hides the rounding
+            floor = float(top) + (math.log(options.min_p) - 0.5) * options.temperature
+            ids = np.flatnonzero(scores >= floor)
+        if len(ids) < len(scores):
+            scores = scores[ids]
+        weights = self._weights[: len(scores)]
+        np.subtract(scores, top, out=weights, dtype=np.float64)
+        weights /= options.temperature
+        np.exp(weights, out=weights)
+        if options.min_p > 0:
+            likely = np.flatnonzero(weights >= options.min_p)
+            ids, weights = ids[likely], weights[likely]
+        if options.top_p < 1:
+            nucleus = _largest(weights, _nucleus_size(weights, options.top_p))
+            ids, weights = ids[nucleus], weights[nucleus]
+        return ids, weights
+
+
+def _nucleus_size(weights: NDArray[np.float64], top_p: float) -> int:
+    """Number of the largest weights whose sum first reaches `top_p` of the total."""
+    wanted = top_p * weights.sum()
+    for count in (*_NUCLEUS_SIZES, len(weights)):
+        head = np.sort(weights[_candidates(weights, count)])[::-1]
+        cumulated = np.cumsum(head)
+        if cumulated[-1] >= wanted:
+            break
+    return min(int(np.searchsorted(cumulated, wanted)) + 1, len(head))
+
+
+def _largest(values: _Values, count: int) -> NDArray[np.int64]:
+    """Indices of the `count` largest values, ascending; of equal values the first ones."""
+    candidates = _candidates(values, count)
+    among = values[candidates]
+    smallest = np.partition(among, -count)[-count]
+    above = candidates[among > smallest]
+    equal = candidates[among == smallest][: count - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
+def _candidates(values: _Values, count: int) -> NDArray[np.int64]:
+    """Indices, ascending, of a superset of the `count` largest values and of all that equal the last of them.
+
+    Each of `groups` disjoint groups has its maximum among the values, so the count-th largest maximum is a
+    lower bound on the count-th largest value.
+    """
+    groups = count * _GROUPS_PER_VALUE
+    rows = len(values) // groups
+    if rows < 2:
+        return np.arange(len(values))
+    maxima = values[: rows * groups].reshape(rows, groups).max(axis=0)
+    return np.flatnonzero(values >= np.partition(maxima, -count)[-count])
