@@ -1,7 +1,7 @@
 """The decoder graph: embeddings of new positions -> logits, with the KV cache updated in place.
 
     inputs_embeds (1, n, hidden) float32, seqlens_k (1,) int32 = positions in all - 1,
-    total_sequence_length () int32 = positions in all, num_logits (1,) int64 = how many of the last positions get logits,
+    total_sequence_length () int32 = positions in all, num_logits (1,) int64 = positions that get logits,
     past.{i}.key / .value (1, kv_heads, capacity, head_dim) for every layer
     -> logits (1, num_logits, vocab) float32, present.{i}.key / .value, to be bound to the same memory as past
 

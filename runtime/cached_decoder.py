@@ -6,7 +6,7 @@ when the next request begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -69,7 +69,7 @@ class CachedDecoder:
         """Raise PromptError when the sequence is longer than the context."""
         if len(sequence) > self.context:
             raise PromptError(
-                f"the prompt takes {describe_length(sequence)} but the context holds {self.context}: {SHORTEN}"
+                f"the prompt takes {describe_length(sequence)}, but the context holds {self.context}: {SHORTEN}"
             )
 
     def forget(self) -> None:
@@ -88,8 +88,8 @@ class CachedDecoder:
         """Bring the cache to exactly this sequence -> logits of its last position, (vocab,) float32.
 
         Only what lies behind the common prefix is run, and always the last position. The logits are a view
-        that holds until the decoder runs again. The engine gets `chunk` positions
-        at a time, text and image mixed as they come; memory is reserved for `room` positions more.
+        that holds until the decoder runs again. The engine gets `chunk` positions at a time, text and image
+        mixed as they come; memory is reserved for `room` positions more.
 
         Raises Cancelled between two chunks (what was run stays cached), EngineError from the engine,
         PromptError when the sequence is longer than the context.
@@ -99,17 +99,10 @@ class CachedDecoder:
         reused = min(common_prefix(self.keys, sequence.keys), len(sequence) - 1)
         self._cut(reused)
         self._reserve(len(sequence) + room)
-        total = len(sequence) - reused
-        logits: NDArray[np.float32] | None = None
-        for start in range(reused, len(sequence), chunk):
-            _report(progress, cancel, start - reused, total)
-            stop = min(start + chunk, len(sequence))
-            logits = self._run(sequence, start, stop, "last")
-        if logits is None:
-            raise ValueError("a sequence without positions cannot be run")
-        if progress is not None:
-            progress(total, total)
-        return logits[0]
+        last: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+        for _, logits in self._chunks(sequence, reused, chunk, "last", progress, cancel):
+            last = logits[0]
+        return last
 
     def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
         """Run one token behind what is cached -> its logits, (vocab,) float32, valid until the next run.
@@ -121,9 +114,9 @@ class CachedDecoder:
         if length >= self._capacity:
             self._reserve(min(self._capacity + max(_GROWTH, self._capacity // 4), most))
         ids = np.array([token_id], dtype=np.int32)
-        logits = self._append([ids], "last")
+        logits: NDArray[np.float32] = self._append([ids], "last")[0]
         self._stepped.append(token_id)
-        return logits[0]
+        return logits
 
     def score(
         self,
@@ -133,21 +126,17 @@ class CachedDecoder:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> NDArray[np.float32]:
-        """Logits of every position, (positions, vocab) float32. Nothing cached is reused; raises as `prefill`.
+        """Logits of every position, (positions, vocab) float32. Nothing cached is reused.
 
-        The outcome alone takes 400 kB per position at the real vocabulary.
+        The outcome alone takes 400 kB per position at the real vocabulary. Raises as `prefill`.
         """
         self.check_room(sequence)
         self._begin()
         self._cut(0)
         self._reserve(len(sequence))
         scores = np.empty((len(sequence), self.vocab_size), dtype=np.float32)
-        for start in range(0, len(sequence), chunk):
-            _report(progress, cancel, start, len(sequence))
-            stop = min(start + chunk, len(sequence))
-            scores[start:stop] = self._run(sequence, start, stop, "all")
-        if progress is not None:
-            progress(len(sequence), len(sequence))
+        for start, logits in self._chunks(sequence, 0, chunk, "all", progress, cancel):
+            scores[start : start + len(logits)] = logits
         return scores
 
     def _reserve(self, capacity: int) -> None:
@@ -159,14 +148,32 @@ class CachedDecoder:
         self._requests += 1
         self._settle()
 
-    def _run(self, sequence: InputSequence, start: int, stop: int, logits: LogitsWanted) -> NDArray[np.float32]:
-        outcome = self._append(sequence.pieces(start, stop), logits)
-        self._read = sequence.keys[:stop]
-        return outcome
+    def _chunks(
+        self,
+        sequence: InputSequence,
+        reused: int,
+        chunk: int,
+        wanted: LogitsWanted,
+        progress: Progress | None,
+        cancel: Cancel | None,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Run the positions from `reused` on: the first position of each chunk and the chunk's logits."""
+        total = len(sequence) - reused
+        for start in range(reused, len(sequence), chunk):
+            if cancel is not None and cancel():
+                raise Cancelled(f"cancelled after {start - reused} of {total} positions of the prompt")
+            if progress is not None:
+                progress(start - reused, total)
+            stop = min(start + chunk, len(sequence))
+            logits = self._append(list(sequence.pieces(start, stop)), wanted)
+            self._read = sequence.keys[:stop]
+            yield start, logits
+        if progress is not None:
+            progress(total, total)
 
-    def _append(self, pieces: Iterable[Piece], logits: LogitsWanted) -> NDArray[np.float32]:
+    def _append(self, pieces: list[Piece], logits: LogitsWanted) -> NDArray[np.float32]:
         try:
-            return self._decoder.append(list(pieces), logits)
+            return self._decoder.append(pieces, logits)
         except BaseException:
             self._settle()
             raise
@@ -190,10 +197,3 @@ def describe_length(sequence: InputSequence) -> str:
     """The length of a sequence for a message, with text and image tokens apart."""
     text = len(sequence.text_ids)
     return f"{len(sequence)} positions ({text} text and {len(sequence) - text} image tokens)"
-
-
-def _report(progress: Progress | None, cancel: Cancel | None, done: int, total: int) -> None:
-    if cancel is not None and cancel():
-        raise Cancelled(f"cancelled after {done} of {total} positions of the prompt")
-    if progress is not None:
-        progress(done, total)

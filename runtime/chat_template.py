@@ -127,30 +127,36 @@ def _one_line(error: Exception) -> str:
 def read_chat_template(directory: str | Path) -> str | None:
     """The source of a checkpoint's chat template, or None if it has none.
 
-    It is `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`: a string, or a list of named
-    templates, of which "default" is taken. Raises TokenizerError for a file that cannot be read or an entry
-    of another form.
+    It is `chat_template.jinja`, else the entry "chat_template" of `chat_template.json` (where processors kept it
+    before) or `tokenizer_config.json`: a string, or a list of named templates, of which "default" is taken.
+    Raises TokenizerError for a file that cannot be read or an entry of another form.
     """
     file = Path(directory) / "chat_template.jinja"
-    config_file = Path(directory) / "tokenizer_config.json"
     if file.exists():
         return _read_text(file)
-    if not config_file.exists():
-        return None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        file = Path(directory) / name
+        if file.exists() and (source := _read_entry(file)) is not None:
+            return source
+    return None
+
+
+def _read_entry(file: Path) -> str | None:
+    """The entry "chat_template" of a JSON file."""
     try:
-        config = json.loads(_read_text(config_file))
+        config = json.loads(_read_text(file))
     except json.JSONDecodeError as error:
-        raise TokenizerError(f"{config_file}: not valid JSON: {error}") from error
+        raise TokenizerError(f"{file}: not valid JSON: {error}") from error
     entry = config.get("chat_template") if isinstance(config, dict) else None
     if entry is None or isinstance(entry, str):
         return entry
     if not isinstance(entry, list) or not all(isinstance(item, dict) for item in entry):
-        raise TokenizerError(f"{config_file}: chat_template is neither a string nor a list of named templates")
+        raise TokenizerError(f"{file}: chat_template is neither a string nor a list of named templates")
     for item in entry:
         if item.get("name") == "default" and isinstance(item.get("template"), str):
             return str(item["template"])
     names = ", ".join(str(item.get("name")) for item in entry) or "none"
-    raise TokenizerError(f'{config_file}: chat_template has no template named "default" (found: {names})')
+    raise TokenizerError(f'{file}: chat_template has no template named "default" (found: {names})')
 
 
 def _read_text(file: Path) -> str:

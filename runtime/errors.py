@@ -40,7 +40,7 @@ class EngineError(PhisightError):
     """An engine is missing, cannot open a file, or failed while running."""
 
 
-class Cancelled(PhisightError):
+class Cancelled(PhisightError):  # noqa: N818  a request, not a fault
     """The caller asked to stop before the work was done."""
 
 

@@ -39,7 +39,7 @@ _FIRST_ROOM = 256
 
 @dataclass(frozen=True)
 class ControlIds:
-    """Token ids that steer the generation: what ends an answer, and `<think>` and `</think>` if there are any."""
+    """Token ids that steer the generation: what ends an answer; `<think>` and `</think>`, None without them."""
 
     stop: frozenset[int]
     think: int | None = None
@@ -80,8 +80,8 @@ class Generation(Iterator[GeneratedToken]):
     between two chunks of the prefill or between two tokens; it ends the iteration, as `close` does.
 
     Raises PromptError for a prompt that leaves no room for one token, InputError for a thinking budget on a
-    model that has no `</think>`. Iterating raises EngineError from the engine, for logits that are not finite, and
-    when another request has begun on the decoder.
+    model that has no `</think>`. Iterating raises EngineError from the engine, for logits that are not finite,
+    and when another request has begun on the decoder.
     """
 
     def __init__(
@@ -183,7 +183,9 @@ class Generation(Iterator[GeneratedToken]):
 
     def _step(self, token_id: int, request: int) -> NDArray[np.float32]:
         if self._decoder.requests != request:
-            raise EngineError("another request has begun on this decoder: finish or close one answer before the next")
+            raise EngineError(
+                "another request has begun on this decoder: finish one answer before the next, or load twice"
+            )
         return self._decoder.step(token_id, most=len(self._sequence) + self._limit)
 
     def _next_token(self, logits: NDArray[np.float32]) -> tuple[int, bool]:
@@ -198,8 +200,8 @@ class Generation(Iterator[GeneratedToken]):
 class _ThinkingBudget:
     """Counts the tokens of the thought and says when it must be closed.
 
-    A thought is open from the start of the answer, or opened by `<think>` as the first token; a later one is
-    part of the answer. `<think>` and `</think>` are not counted.
+    A thought is open from the start of the answer, or from a `<think>` in it, and ends with `</think>`; these
+    two are not counted. The budget is for the whole answer, also if the model thinks a second time.
     """
 
     def __init__(self, limit: int | None, control: ControlIds, starts_in_thought: bool) -> None:
@@ -208,7 +210,6 @@ class _ThinkingBudget:
         self._limit = limit
         self._control = control
         self._open = starts_in_thought
-        self._answer_began = starts_in_thought
         self._tokens = 0
 
     def forced_token(self) -> int | None:
@@ -218,9 +219,8 @@ class _ThinkingBudget:
 
     def observe(self, token_id: int) -> None:
         """Count a token of the answer."""
-        if not self._answer_began:
-            self._answer_began = True
-            self._open = token_id == self._control.think
+        if token_id == self._control.think:
+            self._open = True
         elif token_id == self._control.end_think:
             self._open = False
         elif self._open:
@@ -233,7 +233,7 @@ def _token_limit(decoder: CachedDecoder, sequence: InputSequence, options: Gener
     if free < 1:
         asked = "" if options.max_tokens is None else f" with {options.max_tokens} new tokens asked for"
         raise PromptError(
-            f"the prompt takes {describe_length(sequence)}{asked}, but the context holds {decoder.context} and "
-            f"an answer needs at least 1 of them: {SHORTEN}"
+            f"the prompt takes {describe_length(sequence)}{asked}, but the context holds {decoder.context} "
+            f"and an answer needs at least 1 of them: {SHORTEN}"
         )
     return free if options.max_tokens is None else min(options.max_tokens, free)

@@ -124,7 +124,7 @@ def target_size(
 
     low, high = _MIN_SCALE, _MAX_SCALE
     while high - low >= _SCALE_PRECISION:
-        middle = (low + high * 1.0001) / 2
+        middle = (low + high) / 2
         rows, cols = grid_at(middle)
         if rows * cols <= budget:
             low = middle

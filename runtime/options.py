@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,8 +63,8 @@ def _check_int(name: str, value: object, *, minimum: int, optional: bool) -> Non
 
 
 def _check_real(name: str, value: object, wanted: str, accepts: Callable[[float], bool]) -> None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or not accepts(value):
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not abs(number) <= sys.float_info.max or not accepts(number):  # not a number, infinite, too large
         raise InputError(f"{name} is {value!r}: give a number, {wanted}")
 
 

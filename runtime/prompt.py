@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from phisight.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from phisight.errors import PromptError, TokenizerError
-from phisight.tokenizer import Tokenizer
+from phisight.tokenizer import Tokenizer, lone_surrogate
 
 __all__ = [
     "DIRECT",
@@ -45,8 +45,8 @@ THINK = "<think>"
 THINK_END = "</think>"
 DIRECT = "<|dummy_84|>"  # opens a direct answer
 
-IMAGE_PARTS = frozenset({"image", "image_url", "input_image"})
-TEXT_PARTS = frozenset({"text", "input_text"})
+IMAGE_PARTS = ("image", "image_url", "input_image")
+TEXT_PARTS = ("text", "input_text")
 SYSTEM_BEGIN = "<|im_start|>system<|im_sep|>"
 TURN_END = "<|im_end|>"
 OPENERS: dict[Mode, str] = {"think": THINK, "nothink": DIRECT}
@@ -203,7 +203,7 @@ class PromptBuilder:
         return "".join(IMAGE_MARKER if part is None else self._shield.hide(part) for part in parts)
 
     def _split_opening(self, text: str) -> tuple[str, str]:
-        """(what is rendered with its control tokens, the plain text after it). White space may come first."""
+        """(opening with its control tokens, the plain text after it). White space may come first."""
         content = text.lstrip()
         blank = text[: len(text) - len(content)]
         if content.startswith(DIRECT):
@@ -248,8 +248,7 @@ class PromptBuilder:
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool) -> str:
         rendering = self._template.render(as_messages(turns), add_generation_prompt=add_generation_prompt)
         for number, turn in enumerate(turns, 1):
-            # A template may shorten what the assistant said (old thoughts); what it was told must all be
-            # there.
+            # A template may shorten what the assistant said (old thoughts), not what it was told.
             if turn.role != "assistant" and turn.text.strip() not in rendering:
                 raise PromptError(f"the chat template leaves out the text of turn {number} ({turn.role})")
         return rendering
@@ -285,7 +284,7 @@ class PromptBuilder:
             raise PromptError(f"{purpose}, but the tokenizer has no token {token}: leave it out")
 
     def _encode(self, rendering: str) -> tuple[int, ...]:
-        """Ids of a shielded rendering. Each piece between images is encoded on its own, as in the reference."""
+        """Ids of a shielded rendering. As in the reference, each piece between images is encoded alone."""
         ids: list[int] = []
         for index, piece in enumerate(rendering.split(IMAGE_MARKER)):
             if index > 0:
@@ -327,13 +326,8 @@ def read_parts(message: Message, where: str, *, empty_allowed: bool = False) -> 
 
 def check_text(text: str, where: str) -> None:
     """Raises PromptError for text with a lone surrogate: it is no character, and the shield needs them."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = f"U+{ord(text[error.start]):04X}"
-        raise PromptError(
-            f"{where} holds {found}, half of a surrogate pair and no character: decode the text properly"
-        ) from error
+    if (found := lone_surrogate(text)) is not None:
+        raise PromptError(f"{where} holds {found}, half of a surrogate pair: decode the text properly")
 
 
 def as_messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
@@ -350,5 +344,6 @@ def check_images(prompt: Prompt, count: int) -> None:
     """Raises PromptError, with both counts, unless `count` images are given for the prompt's slots."""
     if prompt.num_images != count:
         raise PromptError(
-            f"the prompt has {prompt.num_images} image slots and {count} images were given: the numbers must be equal"
+            f"the prompt has {prompt.num_images} image slots, but {count} images were given: "
+            "give one image for each slot"
         )

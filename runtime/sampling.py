@@ -5,8 +5,8 @@
 Each filter works on what the one before it kept. At temperature 0 the likeliest token after the penalty is
 taken and the filters have no effect. Of equal tokens, the one with the lowest id comes first, everywhere.
 
-The vocabulary is never sorted as a whole unless the distribution is so flat that top-p needs thousands of
-tokens: a lower bound on the n-th largest value, read from the maxima of disjoint groups, leaves few candidates.
+The vocabulary is sorted as a whole only if the distribution is so flat that top-p needs thousands of tokens:
+a lower bound on the n-th largest value, read from the maxima of disjoint groups, leaves few candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from phisight.errors import EngineError
 from phisight.options import GenerateOptions
@@ -45,7 +45,7 @@ class Sampler:
         self._all_ids = np.arange(vocab_size)
         self._weights = np.empty(vocab_size)
 
-    def observe(self, token_ids: ArrayLike) -> None:
+    def observe(self, token_ids: int | NDArray[np.int64]) -> None:
         """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
         self._seen[token_ids] = True
 
@@ -80,8 +80,8 @@ class Sampler:
         if not np.isfinite(logits).all():
             count = int(np.count_nonzero(~np.isfinite(logits)))
             raise EngineError(
-                f"{count} of {logits.size} logits are NaN or infinite: the engine's arithmetic overflowed or the "
-                "weights are damaged; verify the model directory or use a model with float32 activations"
+                f"{count} of {logits.size} logits are NaN or infinite: the engine's arithmetic overflowed or "
+                "the weights are damaged; verify the model directory, or use one exported with float32 activations"
             )
         penalty = self._options.repetition_penalty
         if penalty == 1:

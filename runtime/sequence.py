@@ -87,8 +87,7 @@ def splice(ids: ArrayLike, images: Sequence[ImageFeatures] = (), *, vocab_size: 
     slots = np.flatnonzero(slotted == IMAGE_SLOT)
     if len(slots) != len(images):
         raise PromptError(
-            f"the prompt has {len(slots)} image slot{_s(len(slots))} and {len(images)} image{_s(len(images))} "
-            "came with it: give one image for each slot"
+            f"the prompt's image slots number {len(slots)} and its images {len(images)}: give one image for each slot"
         )
     stretches: list[Piece] = []
     keys: list[Keys] = []
@@ -117,7 +116,9 @@ def _checked_ids(ids: ArrayLike, vocab_size: int) -> Keys:
     if array.size == 0:
         raise PromptError("the prompt is empty: give at least one token or image")
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise PromptError(f"the token ids are {array.dtype} of shape {array.shape}: give whole numbers in one row")
+        raise PromptError(
+            f"the token ids are {array.dtype} of shape {array.shape}: give whole numbers in one dimension"
+        )
     outside = np.flatnonzero(((array < 0) | (array >= vocab_size)) & (array != IMAGE_SLOT))
     if len(outside):
         raise PromptError(
@@ -141,7 +142,3 @@ def _image_keys(digest: bytes, rows: int) -> Keys:
     # Two images share keys only if 63 bits of their hashes agree: about 1 in 10^19 pairs.
     hashed = int.from_bytes(hashlib.blake2b(digest, digest_size=8).digest(), "little")
     return -1 - (hashed % _IMAGE_KEYS) - np.arange(rows, dtype=np.int64)
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"

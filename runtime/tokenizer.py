@@ -23,9 +23,9 @@ from tokenizers import decoders, models
 
 from phisight.errors import TokenizerError
 
-__all__ = ["IncrementalDecoder", "Tokenizer"]
+__all__ = ["IncrementalDecoder", "Tokenizer", "lone_surrogate"]
 
-# Unicode's White_Space: what the strip flags of `tokenizers` act on. `str.isspace` counts U+001C..U+001F too.
+# Unicode's White_Space, on which the strip flags of `tokenizers` act; `str.isspace` has U+001C..U+001F too.
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
@@ -46,6 +46,15 @@ BYTE_OF = byte_alphabet()
 def is_control(token: tokenizers.AddedToken) -> bool:
     """The rule of the module's docstring."""
     return token.special or (token.content.startswith("<") and token.content.endswith(">"))
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first lone surrogate of `text`, as U+XXXX, if there is one. Such a string is not valid Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
 
 
 class Tokenizer:
@@ -129,14 +138,10 @@ class Tokenizer:
         `parse_special=True` reads control tokens out of the text; `False` takes all of it as plain text.
         Raises TokenizerError for text that is not valid Unicode (it holds half of a surrogate pair).
         """
+        if (found := lone_surrogate(text)) is not None:
+            raise TokenizerError(f"the text holds {found}, half of a surrogate pair: decode it properly")
         library = self._library if parse_special else self._plain
-        try:
-            ids: list[int] = library.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as error:
-            found = f"U+{ord(text[error.start]):04X}"
-            raise TokenizerError(
-                f"the text holds {found}, half of a surrogate pair and no character: decode the text properly"
-            ) from error
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
         if parse_special:
             return ids
         if self._plain_to_id:
