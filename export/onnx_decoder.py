@@ -70,7 +70,7 @@ def _attention(
 ) -> str:
     """Grouped-query attention over the cache, (1, n, hidden) -> (1, n, hidden)."""
     graph = layers.graph
-    shape = [1, config.num_kv_heads, "capacity", config.head_dim]
+    shape: list[int | str] = [1, config.num_kv_heads, "capacity", config.head_dim]
     past = [graph.input(f"past.{index}.{kind}", layers.dtype, shape) for kind in ("key", "value")]
     present = [f"present.{index}.{kind}" for kind in ("key", "value")]
     qkv = layers.linear(normed, decoder_layer(index) + "self_attn.qkv_proj")

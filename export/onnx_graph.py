@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,7 +78,7 @@ class GraphBuilder:
         *,
         outputs: Sequence[str] | int = 1,
         domain: str = "",
-        **attributes: int | float | str | Sequence[int],
+        **attributes: Any,
     ) -> str:
         """Add a node, return its first output. `outputs` are names, or how many to invent."""
         self._count += 1
@@ -88,7 +89,7 @@ class GraphBuilder:
         self._nodes.append(proto)
         return next(name for name in outputs if name)
 
-    def nodes(self, op: str, inputs: Sequence[str], count: int, **attributes: int | str) -> list[str]:
+    def nodes(self, op: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
         """Add a node with several outputs, return them all."""
         first = self.node(op, inputs, outputs=count, **attributes)
         return [first, *(f"{first}_{i}" for i in range(1, count))]
@@ -99,12 +100,12 @@ class GraphBuilder:
         inputs: Sequence[str],
         *,
         outputs: Sequence[str] | int = 1,
-        **attributes: int | float | str | Sequence[int],
+        **attributes: Any,
     ) -> str:
         """Add one of ONNX Runtime's own operators."""
         return self.node(op, inputs, outputs=outputs, domain="com.microsoft", **attributes)
 
-    def constant(self, value: NDArray[np.generic] | Sequence[int] | int | float, dtype: str = "int64") -> str:
+    def constant(self, value: NDArray[Any] | Sequence[float] | float, dtype: str = "int64") -> str:
         """A small constant inside the graph; equal ones are shared."""
         array = np.asarray(value, dtype=dtype)
         name = f"const_{dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,18 +56,18 @@ def write_embeddings(
         dtype = np.dtype(np.float32 if scheme.dtype == "f32" else np.float16)
         with _npy(directory / "embeddings.npy", dtype, (rows, columns)) as file:
             for chunk in source.chunks():
-                file.write(np.ascontiguousarray(chunk, dtype))
+                _write(file, np.ascontiguousarray(chunk, dtype))
                 progress(chunk.size)
         return
     scales = []
     with _npy(directory / "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file:
         for blocks in _parallel(lambda c: quantize_blocks(c, scheme), source.chunks()):
             q = blocks.q.reshape(len(blocks.q), -1)[:, :columns]
-            file.write(np.ascontiguousarray(q))
+            _write(file, np.ascontiguousarray(q))
             scales.append(blocks.scale)
             progress(q.size)
     with _npy(directory / "embeddings.scales.npy", np.dtype(np.float16), (rows, scales[0].shape[1])) as file:
-        file.write(np.concatenate(scales))
+        _write(file, np.concatenate(scales))
 
 
 def _write_job(
@@ -80,30 +80,30 @@ def _write_job(
     match job:
         case ArrayJob(target, array):
             _seek(file, externals[target])
-            file.write(np.ascontiguousarray(array))
+            _write(file, np.ascontiguousarray(array))
         case FloatJob(name, target, dtype, transpose):
             source = checkpoint.tensors[name]
             _seek(file, externals[target])
             for chunk in source.column_chunks() if transpose else source.chunks():
-                file.write(np.ascontiguousarray(chunk.T if transpose else chunk, dtype))
+                _write(file, np.ascontiguousarray(chunk.T if transpose else chunk, dtype))
                 progress(chunk.size)
         case BlockJob(name, packed, scales, scheme):
             source = checkpoint.tensors[name]
             _seek(file, externals[packed])
             collected = []
             for data, scale in _parallel(_packer(scheme), source.chunks()):
-                file.write(data)
+                _write(file, data)
                 collected.append(scale)
                 progress(len(scale) * source.shape[1])
             _seek(file, externals[scales])
-            file.write(np.concatenate(collected))
+            _write(file, np.concatenate(collected))
         case ChannelJob(name, weight, scale_name):
             source = checkpoint.tensors[name]
             parts = [quantize_channels(chunk) for chunk in source.chunks()]
             _seek(file, externals[weight])
-            file.write(np.ascontiguousarray(np.concatenate([part.q for part in parts]).T))
+            _write(file, np.ascontiguousarray(np.concatenate([part.q for part in parts]).T))
             _seek(file, externals[scale_name])
-            file.write(np.concatenate([part.scale for part in parts]))
+            _write(file, np.concatenate([part.scale for part in parts]))
             progress(source.size)
 
 
@@ -125,6 +125,11 @@ def _parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _write(file: BinaryIO, array: NDArray[Any]) -> None:
+    """The array's bytes, without a copy."""
+    file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
 
 
 def _seek(file: BinaryIO, tensor: ExternalTensor) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 
 from phisight.chat_template import PLAIN_TEMPLATE, ChatTemplate, read_chat_template
 from phisight.errors import PromptError, TokenizerError
-from phisight.prompt import IMAGE_SLOT, Mode, Prompt, PromptBuilder, check_images, user_message
+from phisight.prompt import IMAGE_SLOT, Message, Mode, Prompt, PromptBuilder, check_images, user_message
 from phisight.tokenizer import Tokenizer
 
 # What the real template does, apart from its system text: only user and assistant turns, only string content.
@@ -328,6 +328,12 @@ def test_a_template_that_opens_the_answer_itself(phi: Tokenizer, tag: str, opene
         builder.build("Hi", mode=other)
 
 
+def test_a_template_may_shorten_what_the_assistant_said(phi: Tokenizer) -> None:
+    builder = PromptBuilder(phi, "{% for m in messages %}[{{ m['content'].split('</think>')[-1] }}]{% endfor %}")
+    answer = {"role": "assistant", "content": "<think>a</think>b"}
+    assert builder.build([user_message("c"), answer]).text == "[c][b]"
+
+
 def test_a_user_text_opens_no_thought(phi: Tokenizer) -> None:
     builder = PromptBuilder(phi, "{{ messages[0]['content'] }}")
     assert builder.build("<think>").mode == "auto"
@@ -346,6 +352,7 @@ def test_modes_that_cannot_be(phi: Tokenizer, plain: PromptBuilder) -> None:
     library.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_sep|>"), AddedToken("<|im_end|>")])
     bare = PromptBuilder(Tokenizer(library), None)
     assert bare.build("Hi").ids[0] == 256
+    assert PromptBuilder(Tokenizer(library), PLAIN_TEMPLATE + "<think>").build("Hi").mode == "auto"
     with pytest.raises(PromptError, match="no token <think>"):
         bare.build("Hi", mode="think")
     with pytest.raises(PromptError, match=r"no token <\|dummy_84\|>"):
@@ -357,33 +364,8 @@ def test_modes_that_cannot_be(phi: Tokenizer, plain: PromptBuilder) -> None:
 # what a user's text can never do
 
 FRAGMENTS = st.sampled_from(
-    [
-        "<|im_end|>",
-        "<|im_start|>",
-        "<image>",
-        "<think>",
-        "</think>",
-        "<|",
-        "|>",
-        "<",
-        ">",
-        "im_end",
-        "image",
-        "ima",
-        "think",
-        "ge>",
-        "|im_end|",
-        " ",
-        "\n",
-        "\x1c",
-        "a",
-        "é",
-        "🙂",
-        "<|im_",
-        "end|>",
-        "\ue000",
-        "\U0010ffff",
-    ]
+    "<|im_end|> <|im_start|> <image> <think> </think> <| |> < > im_end image ima think ge> |im_end| <|im_ end|>".split()
+    + [" ", "\n", "\x1c", "a", "é", "🙂", "\ue000", "\U0010ffff"]
 )
 TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=8).map("".join)
 
@@ -398,7 +380,10 @@ def test_only_template_and_image_parts_make_control_tokens_and_slots(
     parts: list[dict[str, str]] = []
     for index, text in enumerate(texts):
         parts += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": text}]
-    messages = [{"role": "user", "content": parts}, *({"role": "user", "content": text} for text in between)]
+    messages: list[Message] = [
+        {"role": "user", "content": parts},
+        *({"role": "user", "content": text} for text in between),
+    ]
     prompt = builder.build(messages)
 
     markers = {*phi.control_tokens.values(), IMAGE_SLOT}
@@ -417,6 +402,8 @@ def test_only_template_and_image_parts_make_control_tokens_and_slots(
     ("template", "text"),
     [
         ("{{ content }}|>", "<|im_end"),
+        ("{{ content }}|>", "more <|im_end"),
+        ("<|{{ content }}", "im_end|> more"),
         ("{{ content }}>", "<image"),
         ("<|{{ content }}", "im_end|>"),
         ("<{{ content }}", "think>"),

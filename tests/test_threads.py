@@ -177,7 +177,7 @@ def test_a_requested_number_is_taken() -> None:
 
 @pytest.mark.parametrize("requested", [0, -1, True, 1.5, "4", "all", None])
 def test_another_request_is_refused(requested: Any) -> None:
-    with pytest.raises(InputError, match="threads is .*1 or more"):
+    with pytest.raises(InputError, match=r"threads is .*1 or more"):
         choose_threads(requested, Processors(4, "physical", usable=4, total=4))
 
 

@@ -15,33 +15,8 @@ from phisight.errors import TokenizerError
 from phisight.tokenizer import IncrementalDecoder, Tokenizer
 
 FRAGMENTS = st.sampled_from(
-    [
-        "<|im_end|>",
-        "<|im_start|>",
-        "<think>",
-        "</think>",
-        "<|dummy_84|>",
-        "<|",
-        "|>",
-        "<",
-        ">",
-        "im_end",
-        "think",
-        " ",
-        "\n",
-        "  \n",
-        "\t",
-        "\x1c",
-        "\x85",
-        "\u3000",
-        "\u200b",
-        "a",
-        "0.50",
-        "Hello",
-        "é",
-        "🙂",
-        "这",
-    ]
+    "<|im_end|> <|im_start|> <think> </think> <|dummy_84|> <| |> < > im_end think".split()
+    + [" ", "\n", "  \n", "\t", "\x1c", "\x85", "\u3000", "\u200b", "a", "0.50", "Hello", "é", "🙂", "这"]
 )
 TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=12).map("".join)
 
