@@ -167,7 +167,7 @@ def _open_file(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[in
             f'reading a checkpoint needs the package {error.name}: pip install "phisight[export]"'
         ) from None
     try:
-        handle = safe_open(path, framework="numpy")
+        handle: Any = safe_open(path, framework="numpy")
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         problems.append(f"{path.name} is damaged or cut short ({error}): download it again")

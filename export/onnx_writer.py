@@ -129,7 +129,7 @@ def _parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 def _write(file: BinaryIO, array: NDArray[Any]) -> None:
     """The array's bytes, without a copy."""
-    file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+    file.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 def _seek(file: BinaryIO, tensor: ExternalTensor) -> None:

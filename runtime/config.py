@@ -282,7 +282,7 @@ def _generation(directory: Path, reader: _Reader) -> GenerationDefaults:
     path = directory / "generation_config.json"
     source = _Reader(path, read_json(path), reader.problems) if path.is_file() else reader
     eos = source.data.get("eos_token_id", reader.data.get("eos_token_id"))
-    ids = eos if isinstance(eos, list) else [eos]
+    ids: list[Any] = eos if isinstance(eos, list) else [eos]
     if not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
         reader.problems.append(f"eos_token_id is {eos!r}, wanted one token id or a list of them")
         ids = []

@@ -334,6 +334,11 @@ def test_a_template_may_shorten_what_the_assistant_said(phi: Tokenizer) -> None:
     assert builder.build([user_message("c"), answer]).text == "[c][b]"
 
 
+def test_an_empty_text_stays_empty_for_the_template(phi: Tokenizer) -> None:
+    builder = PromptBuilder(phi, "{% if not messages[0]['content'] %}nothing{% endif %}")
+    assert builder.build("").text == "nothing"
+
+
 def test_a_user_text_opens_no_thought(phi: Tokenizer) -> None:
     builder = PromptBuilder(phi, "{{ messages[0]['content'] }}")
     assert builder.build("<think>").mode == "auto"
@@ -363,10 +368,10 @@ def test_modes_that_cannot_be(phi: Tokenizer, plain: PromptBuilder) -> None:
 
 # what a user's text can never do
 
-FRAGMENTS = st.sampled_from(
-    "<|im_end|> <|im_start|> <image> <think> </think> <| |> < > im_end image ima think ge> |im_end| <|im_ end|>".split()
-    + [" ", "\n", "\x1c", "a", "é", "🙂", "\ue000", "\U0010ffff"]
-)
+FRAGMENTS = st.sampled_from([
+    "<|im_end|>", "<|im_start|>", "<image>", "<think>", "</think>", "<|", "|>", "<", ">", "im_end", "image", "ima",
+    "think", "ge>", "|im_end|", "<|im_", "end|>", " ", "\n", "\x1c", "a", "é", "🙂", "\ue000", "\U0010ffff",
+])  # fmt: skip
 TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=8).map("".join)
 
 
