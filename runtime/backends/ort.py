@@ -1,0 +1,173 @@
+"""ONNX Runtime: sessions, the vision encoder and the decoder with its KV cache.
+
+The cache is bound to the same memory as input and output, so that nothing is copied from token to token. On the CPU
+its memory is taken from the system page by page as positions are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.backends.base import LogitsWanted, Piece
+from phisight.backends.embeddings import Embeddings
+from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session
+from phisight.config import DecoderConfig
+from phisight.errors import EngineError
+from phisight.naflex import Patches
+
+__all__ = ["OrtDecoder", "OrtVisionEncoder"]
+
+
+class OrtVisionEncoder:
+    """`vision.onnx`: patches of any grid -> image tokens."""
+
+    def __init__(self, directory: Path, settings: SessionSettings, hidden_size: int) -> None:
+        """Raises EngineError if the engine is missing or cannot open the file."""
+        self._session = open_session(directory / "vision.onnx", settings)
+        self._hidden_size = hidden_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self._hidden_size
+
+    def encode(self, patches: Patches) -> NDArray[np.float32]:
+        """(n, 768) -> (n, hidden_size) float32. Raises EngineError."""
+        feed = {"pixel_values": patches.pixel_values, "grid": np.array(patches.grid, np.int64)}
+        try:
+            features: NDArray[np.float32] = self._session.run(["image_features"], feed)[0]
+        except Exception as error:  # the engine raises classes of its own, which differ between versions
+            raise EngineError(f"ONNX Runtime failed in the vision encoder: {error}") from error
+        return features
+
+
+class OrtDecoder:
+    """`decoder.onnx` and its embeddings."""
+
+    def __init__(self, directory: Path, settings: SessionSettings, config: DecoderConfig) -> None:
+        """Raises EngineError if the engine is missing or cannot open the file."""
+        self._ort = import_onnxruntime()
+        self._config = config
+        self._device = settings.device
+        self._session = open_session(directory / "decoder.onnx", settings)
+        self._embeddings = Embeddings(directory, config.hidden_size)
+        names = {value.name: value.type for value in self._session.get_inputs()}
+        self._kv_dtype = np.float16 if names["past.0.key"] == "tensor(float16)" else np.float32
+        self._length = 0
+        self._capacity = 0
+        self._cache: list[tuple[Any, Any]] = []
+        self._step = _Call(self._ort, config, 1, 1)
+        self._step_binding: Any = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self._config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self._config.vocab_size
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one position takes in the KV cache."""
+        return self._config.kv_bytes_per_token(np.dtype(self._kv_dtype).itemsize)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` positions in all; what is cached stays. Never shrinks."""
+        if capacity <= self._capacity:
+            return
+        shape = (1, self._config.num_kv_heads, capacity, self._config.head_dim)
+        layers = range(self._config.num_layers)
+        old = self._cache
+        cache = []
+        for i in layers:
+            pair = []
+            for kind in (0, 1):
+                memory = np.zeros(shape, self._kv_dtype)
+                if self._length:
+                    memory[:, :, : self._length] = old[i][kind].numpy()[:, :, : self._length]
+                pair.append(self._on_device(memory))
+            cache.append((pair[0], pair[1]))
+        self._cache = cache
+        self._capacity = capacity
+        self._step_binding = None
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on. Their memory is written over by what follows."""
+        self._length = min(self._length, length)
+
+    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+        """See `phisight.backends.base.Decoder.append`. Raises EngineError."""
+        count = sum(len(piece) for piece in pieces)
+        self.reserve(self._length + count)
+        if count == 1:
+            call = self._step
+            if self._step_binding is None:
+                self._step_binding = self._bind(call)
+            binding = self._step_binding
+        else:
+            call = _Call(self._ort, self._config, count, count if logits == "all" else 1)
+            binding = self._bind(call)
+        self._embed(pieces, call.embeds[0])
+        total = self._length + count
+        call.seqlens_k[0] = total - 1
+        call.total[...] = total
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the engine raises classes of its own, which differ between versions
+            raise EngineError(f"ONNX Runtime failed in the decoder: {error}") from error
+        self._length = total
+        return call.logits[0]
+
+    def _embed(self, pieces: Sequence[Piece], out: NDArray[np.float32]) -> None:
+        at = 0
+        for piece in pieces:
+            place = out[at : at + len(piece)]
+            if piece.ndim == 1:
+                self._embeddings.lookup(piece, place)
+            else:
+                place[...] = piece
+            at += len(piece)
+
+    def _bind(self, call: _Call) -> Any:
+        binding = self._session.io_binding()
+        for name, value in call.values.items():
+            if name == "logits":
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for i, pair in enumerate(self._cache):
+            for kind, value in zip(("key", "value"), pair, strict=True):
+                binding.bind_ortvalue_input(f"past.{i}.{kind}", value)
+                binding.bind_ortvalue_output(f"present.{i}.{kind}", value)
+        return binding
+
+    def _on_device(self, memory: NDArray[Any]) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(memory, self._device, 0)
+
+
+class _Call:
+    """The buffers of one run: n new positions, the last `wanted` of which get logits."""
+
+    def __init__(self, ort: Any, config: DecoderConfig, n: int, wanted: int) -> None:
+        self.embeds: NDArray[np.float32] = np.zeros((1, n, config.hidden_size), np.float32)
+        self.seqlens_k: NDArray[np.int32] = np.zeros(1, np.int32)
+        self.total: NDArray[np.int32] = np.zeros((), np.int32)
+        self.logits: NDArray[np.float32] = np.zeros((1, wanted, config.vocab_size), np.float32)
+        # An OrtValue on the CPU shares the array's memory: writing to the array is all that a step takes.
+        share = ort.OrtValue.ortvalue_from_numpy
+        self.values = {
+            "inputs_embeds": share(self.embeds),
+            "seqlens_k": share(self.seqlens_k),
+            "total_sequence_length": share(self.total),
+            "num_logits": share(np.array([wanted], np.int64)),
+            "logits": share(self.logits),
+        }
