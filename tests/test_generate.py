@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ class PrefixDecoder:
 
     def _logits(self) -> NDArray[np.float32]:
         if self._script is not None:
-            return np.eye(VOCAB, dtype=np.float32)[self._script(self.length)]
+            logits = np.zeros(VOCAB, dtype=np.float32)
+            logits[self._script(self.length)] = 1
+            return logits
         seed = np.frombuffer(b"".join(self.rows), dtype=np.uint8)
         return np.random.default_rng(seed).normal(0, 2, VOCAB).astype(np.float32)
 
@@ -194,10 +197,8 @@ def test_no_history_changes_an_answer(data: st.DataObject) -> None:
                 list(generation(cached, sequence, options, cancel=lambda: next(answers, True)))  # noqa: B023
             case "fail":
                 decoder.fail_at_chunk = len(decoder.chunks) + data.draw(st.integers(0, 2))
-                try:
+                with suppress(EngineError):
                     list(generation(cached, sequence, options))
-                except EngineError:
-                    pass
                 decoder.fail_at_chunk = None
             case "score":
                 cached.score(sequence, chunk=chunk)
@@ -441,15 +442,21 @@ def test_a_budget_needs_a_token_that_closes_the_thought() -> None:
 
 
 def test_the_penalty_covers_prompt_and_answer() -> None:
-    """All logits are 0 but the likeliest at 1: divided by 4 it still leads, so the penalty shows by draws."""
-    decoder = PrefixDecoder(script=lambda length: 7)
-    options = GenerateOptions(temperature=1e-3, repetition_penalty=1e6, seed=5, max_tokens=30, top_p=1)
-    run = generation(CachedDecoder(decoder, 1000), spliced([7, 1]), options)
-    # 7 was seen in the prompt: 1 / 1e6 against 0 at temperature 0.001 is e^0.001, no lead to speak of.
-    assert len({token.token_id for token in run}) > 10
-    unseen = generation(CachedDecoder(PrefixDecoder(lambda length: 7), 1000), spliced([1]), options)
-    assert next(unseen).token_id == 7
-    assert len({next(unseen).token_id for _ in range(29)}) > 10
+    """Token 7 has the logit 1, token 8 has 0.9; a penalty of 1.2 makes them 0.83 and 0.75 once they were seen."""
+
+    class TwoTokens(PrefixDecoder):
+        def _logits(self) -> NDArray[np.float32]:
+            logits = np.zeros(VOCAB, dtype=np.float32)
+            logits[[7, 8]] = 1, 0.9
+            return logits
+
+    def tokens_behind(prompt: list[int]) -> list[int]:
+        options = GenerateOptions(temperature=0, repetition_penalty=1.2, max_tokens=4)
+        run = generation(CachedDecoder(TwoTokens(), 1000), spliced(prompt), options)
+        return [token.token_id for token in run]
+
+    assert tokens_behind([1, 2]) == [7, 8, 7, 7]
+    assert tokens_behind([7, 2]) == [8, 7, 7, 7]
 
 
 def test_a_seed_repeats_the_answer_and_is_told() -> None:

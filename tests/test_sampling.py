@@ -24,12 +24,13 @@ def neutral(**fields: Any) -> GenerateOptions:
 
 
 def logits_of(probabilities: list[float]) -> NDArray[np.float32]:
-    return np.log(np.array(probabilities)).astype(np.float32)
+    logits: NDArray[np.float32] = np.log(np.array(probabilities), dtype=np.float32)
+    return logits
 
 
 def kept(options: GenerateOptions, logits: NDArray[np.float32]) -> list[int]:
     ids, _ = Sampler(options, len(logits)).distribution(logits)
-    return ids.tolist()
+    return [int(token) for token in ids]
 
 
 def random_logits(seed: int, size: int, spread: float, levels: int | None = None) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_any_cut_of_the_pieces_is_that_cut_of_the_whole(data: st.DataObject) -> 
     sequence = spliced([IMAGE_SLOT if part is None else part for part in parts], *images)
 
     def rows_of(piece: NDArray[Any]) -> list[float]:
-        return piece.tolist() if piece.ndim == 1 else piece[:, 0].tolist()
+        return [float(row) for row in (piece if piece.ndim == 1 else piece[:, 0])]
 
     whole: list[float] = []
     waiting = iter(images)
@@ -144,7 +145,7 @@ def test_features_of_another_shape_or_type_are_refused(features: Any) -> None:
         spliced([IMAGE_SLOT], ImageFeatures(b"x", features))
 
 
-def test_golden_input_ids_and_embeddings(golden: Any) -> None:
+def test_golden_input_ids_and_embeddings(golden: Path) -> None:
     """The reference's own splice of two images, position by position."""
     with np.load(golden / "tiny_golden/micro_two.npz") as case:
         ids, embeddings = case["input_ids"], case["inputs_embeds"]

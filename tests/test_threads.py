@@ -209,7 +209,7 @@ def test_mac_with_an_intel_processor() -> None:
 
 
 def test_mac_that_does_not_answer() -> None:
-    assert macos_processors({}.get) is None
+    assert macos_processors(lambda name: None) is None
 
 
 def windows_record(efficiency_class: int, masks: Mapping[int, int]) -> bytes:
