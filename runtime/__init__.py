@@ -1,5 +1,29 @@
-"""phisight: microsoft/Phi-4-reasoning-vision-15B on your own machine."""
+"""phisight: microsoft/Phi-4-reasoning-vision-15B on your own machine.
+
+model = phisight.load("demo")
+for chunk in model.stream("What does the text say?", ["picture.png"]):
+    print(chunk.text, end="", flush=True)
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from phisight.answer import Answer, Chunk, Stats
+from phisight.errors import PhisightError
+from phisight.images import open_image
+from phisight.model import Model, load
+from phisight.naflex import Patches, preprocess, target_size
+from phisight.options import GenerateOptions
+
+__all__ = [
+    "Answer",
+    "Chunk",
+    "GenerateOptions",
+    "Model",
+    "Patches",
+    "PhisightError",
+    "Stats",
+    "load",
+    "open_image",
+    "preprocess",
+    "target_size",
+]

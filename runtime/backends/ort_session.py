@@ -60,7 +60,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise EngineError(
-            f"ONNX Runtime cannot be imported ({error}): pip install \"phisight[cpu]\", or [cuda] for an NVIDIA GPU"
+            f'ONNX Runtime cannot be imported ({error}): pip install "phisight[cpu]", or [cuda] for an NVIDIA GPU'
         ) from None
     return onnxruntime
 

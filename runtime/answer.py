@@ -1,0 +1,136 @@
+"""An answer as it streams: tokens become text, thought and answer apart, and the last chunk says how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from phisight.generate import FinishReason, Generation, Timings
+from phisight.stopping import StopTexts
+from phisight.thought import Channel, ThoughtSplitter
+from phisight.tokenizer import IncrementalDecoder, Tokenizer
+
+__all__ = ["Answer", "Chunk", "Stats", "collect", "stream_text"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and stage times of one answer. Times in seconds, each of its stage alone.
+
+    image_tokens and text_tokens are those of the prompt, reused_positions of both were in the KV cache already;
+    cached_images had their features at hand.
+    """
+
+    preprocess_seconds: float
+    encode_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    images: int
+    cached_images: int
+    image_tokens: int
+    text_tokens: int
+    reused_positions: int
+    prefill_positions: int
+    thought_tokens: int
+    generated_tokens: int
+    decode_steps: int
+    seed: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of text, at most one character short of what was generated; the last one has no text but the end.
+
+    finish_reason: "stop", "length" or "cancelled" in the last chunk, None before it, as is `stats`.
+    """
+
+    text: str
+    channel: Channel = "answer"
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. `text` may be empty when the thought took all tokens: see `finish_reason`."""
+
+    text: str
+    thought: str
+    finish_reason: FinishReason
+    stats: Stats
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptCost:
+    """What was done before the first token."""
+
+    preprocess_seconds: float
+    encode_seconds: float
+    images: int
+    cached_images: int
+    image_tokens: int
+    text_tokens: int
+
+
+def stream_text(
+    generation: Generation, tokenizer: Tokenizer, splitter: ThoughtSplitter, stops: StopTexts, cost: PromptCost
+) -> Iterator[Chunk]:
+    """The tokens of a generation as chunks of text, then one that ends it. Stop texts are looked for in the answer."""
+    decoder = IncrementalDecoder(tokenizer)
+    channel: Channel = "thought" if splitter.in_thought else "answer"
+    try:
+        for token in generation:
+            to = splitter.feed(token.token_id)
+            if to != channel or to is None:
+                yield from _chunks(decoder.flush(), channel, stops)
+            if to is None:
+                continue
+            channel = to
+            yield from _chunks(decoder.push(token.token_id), channel, stops)
+            if stops.found:
+                break
+        yield from _chunks(decoder.flush(), channel, stops)
+        held = stops.flush()
+        if held:
+            yield Chunk(held)
+        reason: FinishReason = "stop" if stops.found else generation.finish_reason or "cancelled"
+        stats = _stats(generation.timings, generation.seed, splitter, cost)
+        yield Chunk("", channel, reason, stats)
+    finally:
+        generation.close()
+
+
+def collect(chunks: Iterable[Chunk], notes: tuple[str, ...] = ()) -> Answer:
+    """All chunks of an answer put together."""
+    texts: dict[Literal["thought", "answer"], list[str]] = {"thought": [], "answer": []}
+    last = Chunk("")
+    for last in chunks:
+        texts[last.channel].append(last.text)
+    if last.finish_reason is None or last.stats is None:
+        raise ValueError("the chunks of an answer end with one that has a finish reason")
+    return Answer("".join(texts["answer"]), "".join(texts["thought"]), last.finish_reason, last.stats, notes)
+
+
+def _chunks(text: str, channel: Channel, stops: StopTexts) -> Iterator[Chunk]:
+    shown = stops.push(text) if channel == "answer" else text
+    if shown:
+        yield Chunk(shown, channel)
+
+
+def _stats(timings: Timings, seed: int, splitter: ThoughtSplitter, cost: PromptCost) -> Stats:
+    return Stats(
+        **asdict(cost),
+        prefill_seconds=timings.prefill_seconds,
+        decode_seconds=timings.decode_seconds,
+        reused_positions=timings.reused_positions,
+        prefill_positions=timings.prefill_positions,
+        thought_tokens=splitter.thought_tokens,
+        generated_tokens=timings.generated_tokens,
+        decode_steps=timings.decode_steps,
+        seed=seed,
+    )

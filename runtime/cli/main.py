@@ -1,0 +1,118 @@
+"""`phisight`: finds the command, runs it, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 something failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import ModuleType
+from typing import NoReturn
+
+from phisight.cli.console import Console
+from phisight.errors import PhisightError
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module with its `add_arguments(parser)` and `run(args, console) -> int`, and its purpose."""
+
+    module: str
+    purpose: str
+
+
+COMMANDS = {
+    "run": Command("phisight.cli.run", "answer one question, about pictures or not"),
+    "chat": Command("phisight.cli.chat", "talk with a model in the terminal"),
+    "batch": Command("phisight.cli.batch", "answer a file of questions, resuming where it stopped"),
+    "tokens": Command("phisight.cli.tokens", "how many tokens a picture costs"),
+    "resize": Command("phisight.cli.resize", "write a picture as the model sees it"),
+    "export": Command("phisight.cli.export", "make a model directory from a checkpoint"),
+    "info": Command("phisight.cli.info", "describe a model directory or a checkpoint"),
+    "verify": Command("phisight.cli.verify", "check the files of a model directory"),
+    "synth": Command("phisight.cli.synth", "write a synthetic checkpoint, for trying things out"),
+}
+
+OVERVIEW = """examples:
+  phisight run demo "What does the text say?" --image picture.png
+  phisight export path/to/checkpoint out --decoder int4
+  phisight run out "Describe this image." --image photo.jpg --stats
+  phisight run --help"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad arguments are one line and exit code 2, as all bad input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"phisight: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        args, module = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        console = Console(as_json=getattr(args, "json", False))
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 2
+    try:
+        code: int = module.run(args, console)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone, as with `| head`: point standard output elsewhere, or Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        console.note("phisight: interrupted")
+        return 130
+    except PhisightError as error:
+        return _report(error, error.exit_code, args.debug, console)
+    except Exception as error:
+        return _report(error, 1, args.debug, console, f"unexpected {type(error).__name__}: ")
+
+
+def _report(error: Exception, code: int, debug: bool, console: Console, prefix: str = "") -> int:
+    if debug:
+        traceback.print_exception(error)
+    console.note(f"phisight: error: {prefix}{' '.join(str(error).split())}")
+    return code
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, ModuleType]:
+    """The arguments and the command's module, the only one that is imported."""
+    parser = Parser(
+        prog="phisight",
+        description="Run Phi-4-reasoning-vision on your own machine.",
+        epilog=OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"phisight {version('phisight')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    module = importlib.import_module(COMMANDS[chosen].module) if chosen in COMMANDS else sys.modules[__name__]
+    for name, command in COMMANDS.items():
+        epilog = module.EXAMPLES if name == chosen else None
+        sub = commands.add_parser(
+            name,
+            help=command.purpose,
+            description=command.purpose.capitalize() + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:
+            module.add_arguments(sub)
+            sub.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    return parser.parse_args(arguments), module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

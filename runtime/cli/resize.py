@@ -1,0 +1,49 @@
+"""`phisight resize`: write exactly what the model sees, which other programs then pass on unchanged."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from phisight.cli.console import Console
+from phisight.errors import InputError
+from phisight.naflex import PATCH_SIZE, resize
+
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = """examples:
+  phisight resize photo.jpg seen.png
+  phisight resize photo.jpg seen.png --max-patches 1024 --force"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="a picture in any common format")
+    parser.add_argument("out", metavar="OUT.png", help="where to write it, as PNG")
+    parser.add_argument("--max-patches", type=int, default=3600, metavar="N", help="most patches (default: 3600)")
+    parser.add_argument("--min-patches", type=int, default=256, metavar="N", help="fewest patches (default: 256)")
+    parser.add_argument("--force", action="store_true", help="replace OUT.png if it exists")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    out = Path(args.out)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out} does not end in .png: only PNG keeps every pixel as it is")
+    if out.exists() and not args.force:
+        raise InputError(f"{out} exists: choose another name, or replace it with --force")
+    seen = resize(args.image, args.max_patches, args.min_patches)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        seen.save(partial, format="PNG")
+        partial.replace(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    width, height = seen.size
+    tokens = width * height // PATCH_SIZE**2
+    if args.json:
+        console.document({"out": str(out), "seen": [width, height], "tokens": tokens})
+    else:
+        console.line(f"{out}: {width} x {height} pixels, {tokens} tokens")
+    return 0

@@ -1,0 +1,59 @@
+"""Which device runs a model, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from phisight.backends.ort_session import Device, import_onnxruntime
+from phisight.errors import InputError
+
+__all__ = ["DeviceChoice", "DeviceRequest", "choose_device"]
+
+DeviceRequest = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """A device, and the reason for it in words for the user."""
+
+    device: Device
+    reason: str
+
+
+def choose_device(requested: str, float_type: str) -> DeviceChoice:
+    """The device for a model whose graphs compute in `float_type` ("f32" or "f16").
+
+    "auto" takes CUDA where onnxruntime-gpu is installed and the graphs are float16, which CUDA's attention needs.
+    Whether the card really works shows when the session is opened: then it is an error, never a quiet fall to the CPU.
+
+    Raises InputError for another request, or CUDA with a float32 model; EngineError without ONNX Runtime.
+    """
+    if requested not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {requested!r}, wanted auto, cpu or cuda")
+    import_onnxruntime()
+    if requested == "cpu":
+        return DeviceChoice("cpu", "as asked for")
+    gpu_package = _installed("onnxruntime-gpu")
+    if requested == "cuda":
+        if not gpu_package:
+            raise InputError(
+                'device cuda needs onnxruntime-gpu: pip uninstall onnxruntime, pip install "phisight[cuda]"'
+            )
+        if float_type != "f16":
+            raise InputError("device cuda needs a float16 model, this one is float32: export it with --float f16")
+        return DeviceChoice("cuda", "as asked for")
+    if not gpu_package:
+        return DeviceChoice("cpu", "onnxruntime-gpu is not installed")
+    if float_type != "f16":
+        return DeviceChoice("cpu", "the model's graphs are float32, CUDA needs an export with --float f16")
+    return DeviceChoice("cuda", "onnxruntime-gpu is installed and the model is float16; --device cpu avoids it")
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,346 @@
+"""A loaded model: every stage from pictures and a question to a stream of text, in order.
+
+image -> patches -> image tokens
+messages -> ids with image slots
+both -> one sequence -> prefill, decode -> tokens -> text
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phisight.answer import Answer, Chunk, PromptCost, collect, stream_text
+from phisight.backends.base import Decoder, VisionEncoder
+from phisight.cached_decoder import CachedDecoder, Cancel
+from phisight.chat_template import read_chat_template
+from phisight.config import ImageBudget
+from phisight.errors import ImageError, ModelDirError, PromptError
+from phisight.generate import ControlIds, Generation
+from phisight.images import ImageSource
+from phisight.manifest import Manifest
+from phisight.naflex import Patches, preprocess
+from phisight.options import GenerateOptions
+from phisight.prompt import (
+    THINK,
+    THINK_END,
+    Message,
+    Mode,
+    Prompt,
+    PromptBuilder,
+    SystemBlock,
+    check_images,
+    user_message,
+)
+from phisight.sequence import ImageFeatures, InputSequence, splice
+from phisight.stopping import StopTexts
+from phisight.thought import ThoughtSplitter
+from phisight.threads import choose_threads
+from phisight.tokenizer import Tokenizer
+
+__all__ = ["Model", "StageProgress", "load", "model_directory"]
+
+StageProgress: TypeAlias = Callable[[Literal["encode", "prefill"], int, int], None]
+"""Called with the stage, how much of it is done and how much there is: images, or positions."""
+
+FEATURE_CACHE_BYTES = 512 << 20
+"""Image features kept for further questions: a 3600-token image of the 15B model takes 70 MiB."""
+
+
+def model_directory(name: str | Path) -> Path:
+    """The directory that `name` means: the built-in model for "demo", else the path itself."""
+    if name == "demo":
+        return Path(str(files("phisight"))) / "demo" / "onnx"
+    return Path(name)
+
+
+def load(
+    path: str | Path = "demo",
+    *,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    context: int | None = None,
+    accuracy_level: Literal[0, 4] | None = None,
+) -> Model:
+    """Open an exported model directory, or the built-in model.
+
+    Sizes and headers are checked against the manifest, not hashes. `context` may shorten the model's context, in
+    positions. `accuracy_level` overrides that of the export.
+
+    Raises ModelDirError, InputError, or EngineError if the engine is missing or the device cannot be used.
+    """
+    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
+    from phisight.backends.ort_session import SessionSettings, integer_products
+    from phisight.devices import choose_device
+
+    directory = model_directory(path)
+    manifest = Manifest.read(directory)
+    config = manifest.model
+    chosen = choose_device(device, str(manifest.options.get("float", "f32")))
+    thread_choice = choose_threads(threads)
+    products = integer_products()
+    settings = SessionSettings(chosen.device, thread_choice.count, accuracy_level, products)
+    notes = [f"device {chosen.device}: {chosen.reason}", f"{thread_choice.count} threads: {thread_choice.reason}"]
+    if not products.exact and chosen.device == "cpu":
+        notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
+    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise ModelDirError(
+            f"{directory / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the decoder {config.decoder.vocab_size}: "
+            "they belong to different models"
+        )
+    encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
+    decoder = OrtDecoder(directory, settings, config.decoder)
+    return Model(
+        manifest,
+        tokenizer,
+        PromptBuilder(tokenizer, read_chat_template(directory)),
+        encoder,
+        decoder,
+        context=_checked_context(context, config.decoder.context_length),
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Features of a prompt's images, and what they cost."""
+
+    features: tuple[ImageFeatures, ...]
+    preprocess_seconds: float
+    encode_seconds: float
+    cached: int
+
+
+class Model:
+    """A loaded model. One answer at a time; not for two threads at once.
+
+    `notes` say which device and how many threads were chosen, and why.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        prompts: PromptBuilder,
+        encoder: VisionEncoder | None,
+        decoder: Decoder,
+        *,
+        context: int,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.notes = notes
+        self._encoder = encoder
+        self._decoder = CachedDecoder(decoder, context)
+        self._features: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._control = ControlIds(
+            frozenset(manifest.model.generation.eos_token_ids),
+            tokenizer.control_tokens.get(THINK),
+            tokenizer.control_tokens.get(THINK_END),
+        )
+
+    @property
+    def context(self) -> int:
+        """Most positions that prompt and answer may take together."""
+        return self._decoder.context
+
+    @property
+    def budget(self) -> ImageBudget:
+        """Fewest and most patches of an image. Raises ImageError for a text-only model."""
+        if self.manifest.model.images is None:
+            raise ImageError("this model was exported from a text-only checkpoint: it cannot take images")
+        return self.manifest.model.images
+
+    def options(self, **changes: Any) -> GenerateOptions:
+        """The checkpoint's sampling defaults with some fields changed. Raises InputError."""
+        defaults = self.manifest.model.generation
+        return GenerateOptions(**{"temperature": defaults.temperature, "top_p": defaults.top_p} | changes)
+
+    def preprocess(self, image: ImageSource | Patches, max_patches: int | None = None) -> Patches:
+        """Image -> patches under the checkpoint's budget, or a smaller one. Raises ImageError, InputError."""
+        if isinstance(image, Patches):
+            return image
+        budget = self.budget
+        most = budget.max_patches if max_patches is None else max_patches
+        return preprocess(image, most, min(budget.min_patches, most))
+
+    def encode_image(self, patches: Patches) -> NDArray[np.float32]:
+        """Patches -> image tokens (tokens, hidden) float32, from the cache if the same pixels were encoded before.
+
+        Raises ImageError for a text-only model, EngineError.
+        """
+        if self._encoder is None:
+            raise ImageError("this model was exported from a text-only checkpoint: it cannot take images")
+        features = self._features.pop(patches.digest, None)
+        if features is None:
+            features = self._encoder.encode(patches)
+        self._features[patches.digest] = features
+        while len(self._features) > 1 and sum(f.nbytes for f in self._features.values()) > FEATURE_CACHE_BYTES:
+            self._features.popitem(last=False)
+        return features
+
+    def score(self, ids: ArrayLike, images: Sequence[Patches] = (), *, chunk: int = 256) -> NDArray[np.float32]:
+        """Logits (positions, vocab) float32 of ids (n,) with -200 where an image goes: one row per position after
+        splicing. Raises PromptError, EngineError.
+        """
+        return self._decoder.score(self._splice(ids, self._encode(images)), chunk=chunk)
+
+    def generate_tokens(
+        self,
+        ids: ArrayLike,
+        images: Sequence[Patches] = (),
+        options: GenerateOptions | None = None,
+        *,
+        starts_in_thought: bool = False,
+        cancel: Cancel | None = None,
+        progress: StageProgress | None = None,
+    ) -> Generation:
+        """Continue ids (n,) with -200 where an image goes. Iterating yields objects with `token_id`; the end token
+        ends it. Raises PromptError, EngineError.
+        """
+        sequence = self._splice(ids, self._encode(images, progress))
+        return self._generation(sequence, options or self.options(), starts_in_thought, cancel, progress)
+
+    def prompt(
+        self,
+        messages: str | Sequence[Message],
+        num_images: int = 0,
+        *,
+        mode: Mode = "auto",
+        system_block: SystemBlock = "keep",
+    ) -> Prompt:
+        """Messages -> ids. A string is one question about all the images. Raises PromptError."""
+        if isinstance(messages, str):
+            messages = [user_message(messages, num_images)]
+        prompt = self.prompts.build(messages, mode=mode, system_block=system_block)
+        check_images(prompt, num_images)
+        return prompt
+
+    def stream(
+        self,
+        messages: str | Sequence[Message],
+        images: Sequence[ImageSource | Patches] = (),
+        *,
+        mode: Mode = "auto",
+        options: GenerateOptions | None = None,
+        system_block: SystemBlock = "keep",
+        max_patches: int | None = None,
+        cancel: Cancel | None = None,
+        progress: StageProgress | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer a question, or the last of several messages, about some images.
+
+        Chunks are marked as thought or answer; the last one has the finish reason, counts and stage times. The prompt
+        and the images are checked before this returns, the work is done while iterating.
+
+        Raises PromptError, ImageError, InputError, EngineError.
+        """
+        options = options or self.options()
+        prompt = self.prompt(messages, len(images), mode=mode, system_block=system_block)
+        started = perf_counter()
+        patches = [self.preprocess(image, max_patches) for image in images]
+        preprocess_seconds = perf_counter() - started
+        self._check_length(prompt, patches, options)
+        return self._stream(prompt, patches, preprocess_seconds, options, cancel, progress)
+
+    def generate(
+        self,
+        messages: str | Sequence[Message],
+        images: Sequence[ImageSource | Patches] = (),
+        *,
+        mode: Mode = "auto",
+        options: GenerateOptions | None = None,
+        system_block: SystemBlock = "keep",
+        max_patches: int | None = None,
+    ) -> Answer:
+        """As `stream`, all at once."""
+        return collect(
+            self.stream(
+                messages, images, mode=mode, options=options, system_block=system_block, max_patches=max_patches
+            )
+        )
+
+    def _stream(
+        self,
+        prompt: Prompt,
+        patches: Sequence[Patches],
+        preprocess_seconds: float,
+        options: GenerateOptions,
+        cancel: Cancel | None,
+        progress: StageProgress | None,
+    ) -> Iterator[Chunk]:
+        cached = sum(p.digest in self._features for p in patches)
+        started = perf_counter()
+        features = self._encode(patches, progress)
+        encode_seconds = perf_counter() - started
+        sequence = self._splice(prompt.ids, features)
+        generation = self._generation(sequence, options, prompt.mode == "think", cancel, progress)
+        image_tokens = sum(p.num_patches for p in patches)
+        cost = PromptCost(
+            preprocess_seconds, encode_seconds, len(patches), cached, image_tokens, len(sequence) - image_tokens
+        )
+        splitter = ThoughtSplitter.for_tokenizer(self.tokenizer, prompt.mode)
+        yield from stream_text(generation, self.tokenizer, splitter, StopTexts(options.stop), cost)
+
+    def _encode(self, patches: Sequence[Patches], progress: StageProgress | None = None) -> list[ImageFeatures]:
+        features = []
+        for number, image in enumerate(patches):
+            if progress is not None:
+                progress("encode", number, len(patches))
+            features.append(ImageFeatures(image.digest, self.encode_image(image)))
+        if progress is not None and patches:
+            progress("encode", len(patches), len(patches))
+        return features
+
+    def _splice(self, ids: ArrayLike, features: Sequence[ImageFeatures]) -> InputSequence:
+        return splice(ids, features, vocab_size=self._decoder.vocab_size, hidden_size=self._decoder.hidden_size)
+
+    def _generation(
+        self,
+        sequence: InputSequence,
+        options: GenerateOptions,
+        starts_in_thought: bool,
+        cancel: Cancel | None,
+        progress: StageProgress | None,
+    ) -> Generation:
+        prefilled = None if progress is None else lambda done, total: progress("prefill", done, total)
+        return Generation(
+            self._decoder,
+            sequence,
+            options,
+            self._control,
+            starts_in_thought=starts_in_thought,
+            progress=prefilled,
+            cancel=cancel,
+        )
+
+    def _check_length(self, prompt: Prompt, patches: Sequence[Patches], options: GenerateOptions) -> None:
+        """Before the encoder runs: an image can take a minute. Raises PromptError."""
+        images = sum(p.num_patches for p in patches)
+        text = len(prompt.ids) - prompt.num_images
+        if text + images >= self.context:
+            asked = "" if options.max_tokens is None else f" with {options.max_tokens} new tokens asked for"
+            raise PromptError(
+                f"the prompt takes {text + images} positions ({text} text and {images} image tokens){asked}, "
+                f"but the context holds {self.context} and an answer needs at least 1 of them: "
+                "use fewer patches per image, a shorter prompt or a larger context"
+            )
+
+
+def _checked_context(context: int | None, most: int) -> int:
+    if context is None:
+        return most
+    if not 1 < context <= most:
+        raise PromptError(f"context is {context} positions, wanted 2 to the model's {most}")
+    return context
