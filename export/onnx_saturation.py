@@ -41,7 +41,7 @@ def saturation_graph() -> bytes:
     )
     graph.output("integer", "int32", ["n", ROWS])
     graph.output("blocks", "float32", ["n", ROWS])
-    return graph.model().SerializeToString(deterministic=True)
+    return bytes(graph.model().SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from phisight.config import ModelConfig
@@ -102,6 +102,10 @@ class Plan:
     def entries(self) -> dict[str, TensorEntry]:
         """The plan as the manifest keeps it."""
         return {name: self._entry(name) for name in self.schemes}
+
+    def as_json(self) -> dict[str, object]:
+        """Every tensor's entry, and the names that are left out."""
+        return {"tensors": {name: asdict(entry) for name, entry in self.entries().items()}, "unused": self.unused}
 
     def _entry(self, name: str) -> TensorEntry:
         spec, scheme = self.specs[name], self.schemes[name]

@@ -46,7 +46,7 @@ from phisight.thought import ThoughtSplitter
 from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["Model", "StageProgress", "load", "model_directory"]
+__all__ = ["Model", "StageProgress", "checkpoint_directory", "load", "model_directory"]
 
 StageProgress: TypeAlias = Callable[[Literal["encode", "prefill"], int, int], None]
 """Called with the stage, how much of it is done and how much there is: images, or positions."""
@@ -55,11 +55,18 @@ FEATURE_CACHE_BYTES = 512 << 20
 """Image features kept for further questions: a 3600-token image of the 15B model takes 70 MiB."""
 
 
+DEMO = Path(str(files("phisight"))) / "demo"
+"""The built-in model: its checkpoint, and that exported."""
+
+
 def model_directory(name: str | Path) -> Path:
     """The directory that `name` means: the built-in model for "demo", else the path itself."""
-    if name == "demo":
-        return Path(str(files("phisight"))) / "demo" / "onnx"
-    return Path(name)
+    return DEMO / "onnx" if name == "demo" else Path(name)
+
+
+def checkpoint_directory(name: str | Path) -> Path:
+    """The checkpoint that `name` means: the built-in model's for "demo", else the path itself."""
+    return DEMO / "checkpoint" if name == "demo" else Path(name)
 
 
 def load(
@@ -94,8 +101,8 @@ def load(
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise ModelDirError(
-            f"{directory / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, the decoder {config.decoder.vocab_size}: "
-            "they belong to different models"
+            f"{directory / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, "
+            f"the decoder {config.decoder.vocab_size}: they belong to different models"
         )
     encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
     decoder = OrtDecoder(directory, settings, config.decoder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from phisight.backends.base import Piece
 from phisight.errors import ModelDirError
 
 __all__ = ["Embeddings"]
@@ -32,7 +33,7 @@ class Embeddings:
                 "export again"
             )
 
-    def lookup(self, ids: NDArray[np.integer], out: NDArray[np.float32]) -> None:
+    def lookup(self, ids: Piece, out: NDArray[np.float32]) -> None:
         """Write the rows of `ids` (n,) into `out` (n, hidden) float32."""
         out[...] = self._table[ids]
         if self._scales is not None:

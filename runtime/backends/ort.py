@@ -125,7 +125,8 @@ class OrtDecoder:
         except Exception as error:  # the engine raises classes of its own, which differ between versions
             raise EngineError(f"ONNX Runtime failed in the decoder: {error}") from error
         self._length = total
-        return call.logits[0]
+        rows: NDArray[np.float32] = call.logits[0]
+        return rows
 
     def _embed(self, pieces: Sequence[Piece], out: NDArray[np.float32]) -> None:
         at = 0

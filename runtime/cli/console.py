@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["Console", "ProgressBar"]
 
@@ -36,7 +36,7 @@ class Console:
             # A character that the terminal's encoding lacks must not end an answer.
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
-        warnings.showwarning = self._show_warning
+        warnings.showwarning = _show_warning
 
     def write(self, text: str) -> None:
         """Text on standard output as it comes, without a newline; on standard error with --json."""
@@ -66,5 +66,14 @@ class Console:
         ) as bar:
             yield ProgressBar(bar)
 
-    def _show_warning(self, message: Warning | str, *_: Any) -> None:
-        self.note(f"phisight: note: {message}")
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line for the user: what it says, not where in the code it was raised."""
+    print(f"phisight: note: {message}", file=sys.stderr, flush=True)
