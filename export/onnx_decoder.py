@@ -125,6 +125,6 @@ def _rotation_tables(layers: LayerBuilder, config: DecoderConfig) -> tuple[str, 
     half = config.head_dim // 2
     exponent = (np.arange(half) / half).astype(np.float32).astype(np.float64)
     frequency = np.float32(1) / (config.rope_theta**exponent).astype(np.float32)
-    angle = np.arange(config.context_length, dtype=np.float32)[:, None] * frequency
+    angle = (np.arange(config.context_length, dtype=np.float32)[:, None] * frequency).astype(np.float64)
     cosine = layers.computed("rotation.cos", np.cos(angle).astype(layers.dtype))
     return cosine, layers.computed("rotation.sin", np.sin(angle).astype(layers.dtype))

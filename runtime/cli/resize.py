@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from phisight.cli.budget import add_budget, patch_limits
 from phisight.cli.console import Console
 from phisight.errors import InputError
 from phisight.naflex import PATCH_SIZE, resize
@@ -19,8 +20,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a picture in any common format")
     parser.add_argument("out", metavar="OUT.png", help="where to write it, as PNG")
-    parser.add_argument("--max-patches", type=int, default=3600, metavar="N", help="most patches (default: 3600)")
-    parser.add_argument("--min-patches", type=int, default=256, metavar="N", help="fewest patches (default: 256)")
+    add_budget(parser)
     parser.add_argument("--force", action="store_true", help="replace OUT.png if it exists")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"{out} does not end in .png: only PNG keeps every pixel as it is")
     if out.exists() and not args.force:
         raise InputError(f"{out} exists: choose another name, or replace it with --force")
-    seen = resize(args.image, args.max_patches, args.min_patches)
+    seen = resize(args.image, *patch_limits(args))
     partial = out.with_name(f".{out.name}.partial")
     try:
         seen.save(partial, format="PNG")

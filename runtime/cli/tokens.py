@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from phisight.cli.budget import add_budget, patch_limits
 from phisight.cli.console import Console
 from phisight.naflex import PATCH_SIZE, target_size, token_count
 
@@ -18,8 +19,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="WIDTHxHEIGHT|IMAGE", help="a size in pixels, or a file")
-    parser.add_argument("--max-patches", type=int, default=3600, metavar="N", help="most patches (default: 3600)")
-    parser.add_argument("--min-patches", type=int, default=256, metavar="N", help="fewest patches (default: 256)")
+    add_budget(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -27,14 +27,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     rows = []
     for picture in args.pictures:
         width, height = _size(picture)
-        seen = target_size(width, height, args.max_patches, args.min_patches)
+        seen = target_size(width, height, *patch_limits(args))
         rows.append(
             {
                 "picture": picture,
                 "size": [width, height],
                 "seen": list(seen),
                 "grid": [seen[1] // PATCH_SIZE, seen[0] // PATCH_SIZE],
-                "tokens": token_count(width, height, args.max_patches, args.min_patches),
+                "tokens": token_count(width, height, *patch_limits(args)),
             }
         )
     if args.json:
