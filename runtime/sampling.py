@@ -25,8 +25,8 @@ __all__ = ["Sampler"]
 
 _Values: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
-# Candidates that top-p looks at before it takes more; real answers rarely need more than the first.
-_NUCLEUS_SIZES = (64, 512, 4096)
+# Low bits of a float32 that do not count when weights are summed: 16 bits leave sign, exponent and 7 of the fraction.
+_SORTED_BITS = 16
 
 # Groups for each value wanted: more of them make the lower bound tighter and its own selection dearer.
 _GROUPS_PER_VALUE = 8
@@ -43,7 +43,8 @@ class Sampler:
         self._seen = np.zeros(vocab_size, dtype=np.bool_)  # ids that the repetition penalty applies to
         # Made once: fresh arrays of a vocabulary's size cost more than the arithmetic in them.
         self._all_ids = np.arange(vocab_size)
-        self._weights = np.empty(vocab_size)
+        self._weights = np.empty(vocab_size, dtype=np.float32)
+        self._cumulated = np.empty(vocab_size)
 
     def observe(self, token_ids: int | NDArray[np.int64]) -> None:
         """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
@@ -58,7 +59,7 @@ class Sampler:
         if self._options.temperature == 0:
             return int(scores.argmax())
         ids, weights = self._kept(scores)
-        cumulated = np.cumsum(weights, out=weights)
+        cumulated = np.cumsum(weights, dtype=np.float64, out=self._cumulated[: len(weights)])
         drawn = np.searchsorted(cumulated, self._random.random() * cumulated[-1], side="right")
         return int(ids[min(int(drawn), len(ids) - 1)])  # rounding may reach the total itself
 
@@ -71,7 +72,7 @@ class Sampler:
         if self._options.temperature == 0:
             return np.array([scores.argmax()], dtype=np.int64), np.ones(1)
         ids, weights = self._kept(scores)
-        return ids, weights / weights.sum()
+        return ids, weights / weights.sum(dtype=np.float64)
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The penalty of CTRL (Keskar et al. 2019), in the usual form that also handles negative logits."""
@@ -94,12 +95,12 @@ class Sampler:
         scores[seen] = np.clip(penalised, -limit, limit)
         return scores
 
-    def _kept(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _kept(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids that the filters keep, ascending, and their weights relative to the likeliest, which has 1."""
         with np.errstate(over="ignore", under="ignore"):  # at extreme temperatures 0 and infinity are right
             return self._filtered(scores)
 
-    def _filtered(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _filtered(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         options = self._options
         ids, top = self._all_ids, scores.max()
         if options.top_k is not None and options.top_k < len(scores):
@@ -110,27 +111,37 @@ class Sampler:
         if len(ids) < len(scores):
             scores = scores[ids]
         weights = self._weights[: len(scores)]
-        np.subtract(scores, top, out=weights, dtype=np.float64)
-        weights /= options.temperature
+        np.subtract(scores, top, out=weights)
+        weights /= max(np.float32(options.temperature), np.finfo(np.float32).tiny)
         np.exp(weights, out=weights)
         if options.min_p > 0:
             likely = np.flatnonzero(weights >= options.min_p)
             ids, weights = ids[likely], weights[likely]
         if options.top_p < 1:
-            nucleus = _largest(weights, _nucleus_size(weights, options.top_p))
+            nucleus = _nucleus(weights, options.top_p)
             ids, weights = ids[nucleus], weights[nucleus]
         return ids, weights
 
 
-def _nucleus_size(weights: NDArray[np.float64], top_p: float) -> int:
-    """Number of the largest weights whose sum first reaches `top_p` of the total."""
-    wanted = top_p * weights.sum()
-    for count in (*_NUCLEUS_SIZES, len(weights)):
-        head = np.sort(weights[_candidates(weights, count)])[::-1]
-        cumulated = np.cumsum(head)
-        if cumulated[-1] >= wanted:
-            break
-    return min(int(np.searchsorted(cumulated, wanted)) + 1, len(head))
+def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Indices, ascending, of the largest weights whose sum first reaches `top_p` of the total; of equal ones the first.
+
+    Positive floats order as their bits do: the weights are summed by their leading bits, and only those that share
+    these with the last one kept are sorted. The cost is the same for a peaked and for a flat distribution.
+    """
+    leading = weights.view(np.int32) >> _SORTED_BITS
+    mass = np.bincount(leading, weights)
+    from_top = np.cumsum(mass[::-1])
+    wanted = top_p * from_top[-1]
+    place = int(np.searchsorted(from_top, wanted))
+    last = len(mass) - 1 - place
+    shared = np.flatnonzero(leading == last)
+    shared = shared[np.argsort(-weights[shared], kind="stable")]
+    before = from_top[place - 1] if place else 0.0
+    count = int(np.searchsorted(np.cumsum(weights[shared], dtype=np.float64), wanted - before)) + 1
+    kept = leading > last
+    kept[shared[:count]] = True
+    return np.flatnonzero(kept)
 
 
 def _largest(values: _Values, count: int) -> NDArray[np.int64]:

@@ -82,10 +82,12 @@ def test_distribution_is_that_of_a_full_sort(
     ids, probabilities = Sampler(options, size).distribution(logits)
     wanted = reference(options, logits)
     if ids.tolist() != sorted(wanted):
-        # The two add up in another order: they may part where the mass meets top_p to the last bits.
+        # The two add up in another order: they may part where the mass meets top_p to float32 precision.
         assert boundary_is_met(options, logits, set(ids.tolist()))
         return
-    np.testing.assert_allclose(probabilities, [wanted[token] for token in sorted(wanted)], rtol=1e-9)
+    np.testing.assert_allclose(
+        probabilities, [wanted[token] for token in sorted(wanted)], rtol=1e-4, atol=1e-12
+    )  # the weights are float32
 
 
 def boundary_is_met(options: GenerateOptions, logits: NDArray[np.float32], found: set[int]) -> bool:
@@ -96,7 +98,7 @@ def boundary_is_met(options: GenerateOptions, logits: NDArray[np.float32], found
     leading = list(everything)[: len(found)]
     mass = math.fsum(everything[token] for token in leading)
     last = everything[leading[-1]]
-    near = (abs(mass - options.top_p) < 1e-12) or (abs(mass - last - options.top_p) < 1e-12)
+    near = abs(mass - options.top_p) < 1e-6 or abs(mass - last - options.top_p) < 1e-6  # sums of float32 weights
     return set(leading) == found and near
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from phisight.backends.base import LogitsWanted, Piece
 from phisight.backends.embeddings import Embeddings
-from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session
+from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session, shrinking_run
 from phisight.config import DecoderConfig
 from phisight.errors import EngineError
 from phisight.naflex import Patches
@@ -29,6 +29,7 @@ class OrtVisionEncoder:
     def __init__(self, directory: Path, settings: SessionSettings, hidden_size: int) -> None:
         """Raises EngineError if the engine is missing or cannot open the file."""
         self._session = open_session(directory / "vision.onnx", settings)
+        self._run_options = shrinking_run(settings.device)
         self._hidden_size = hidden_size
 
     @property
@@ -39,7 +40,7 @@ class OrtVisionEncoder:
         """(n, 768) -> (n, hidden_size) float32. Raises EngineError."""
         feed = {"pixel_values": patches.pixel_values, "grid": np.array(patches.grid, np.int64)}
         try:
-            features: NDArray[np.float32] = self._session.run(["image_features"], feed)[0]
+            features: NDArray[np.float32] = self._session.run(["image_features"], feed, self._run_options)[0]
         except Exception as error:  # the engine raises classes of its own, which differ between versions
             raise EngineError(f"ONNX Runtime failed in the vision encoder: {error}") from error
         return features
@@ -57,6 +58,7 @@ class OrtDecoder:
         self._embeddings = Embeddings(directory, config.hidden_size)
         names = {value.name: value.type for value in self._session.get_inputs()}
         self._kv_dtype = np.float16 if names["past.0.key"] == "tensor(float16)" else np.float32
+        self._chunk_options = shrinking_run(settings.device)
         self._length = 0
         self._capacity = 0
         self._cache: list[tuple[Any, Any]] = []
@@ -121,7 +123,7 @@ class OrtDecoder:
         call.seqlens_k[0] = total - 1
         call.total[...] = total
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, None if count == 1 else self._chunk_options)
         except Exception as error:  # the engine raises classes of its own, which differ between versions
             raise EngineError(f"ONNX Runtime failed in the decoder: {error}") from error
         self._length = total

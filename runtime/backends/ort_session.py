@@ -14,7 +14,7 @@ import numpy as np
 
 from phisight.errors import EngineError
 
-__all__ = ["Device", "IntegerProducts", "SessionSettings", "import_onnxruntime", "integer_products", "open_session"]
+__all__ = ["Device", "IntegerProducts", "SessionSettings", "import_onnxruntime", "integer_products", "open_session", "shrinking_run"]
 
 Device = Literal["cpu", "cuda"]
 
@@ -112,6 +112,17 @@ def open_session(path: Path, settings: SessionSettings) -> Any:
             'install with pip install "phisight[cuda]", or run with --device cpu'
         )
     return session
+
+
+def shrinking_run(device: Device) -> Any:
+    """Options of a run after which the CPU's memory arena gives back what it does not need.
+
+    Without it the largest image ever encoded stays in memory as working space.
+    """
+    options = import_onnxruntime().RunOptions()
+    if device == "cpu":
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _with_accuracy_level(graph: bytes, level: int) -> bytes:
