@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,34 @@ def golden() -> Path:
     if not path.is_dir():
         pytest.skip(f"no golden files at {path}: set PHISIGHT_SHARED to the folder that holds golden/")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(golden: Path) -> Path:
+    """A small random checkpoint with the real architecture and tensor names, in float32. Read only."""
+    return golden / "tiny_model"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(checkpoint, options of ExportOptions by name) -> its ONNX model directory, made once. Read only."""
+    from phisight.export.checkpoint import Checkpoint
+    from phisight.export.convert import export_onnx, plan_export
+    from phisight.export.plan import ExportOptions
+
+    root = tmp_path_factory.mktemp("exported")
+    made: dict[tuple[object, ...], Path] = {}
+
+    def export(directory: Path, **options: Any) -> Path:
+        key = (directory, *sorted(options.items()))
+        if key not in made:
+            checkpoint = Checkpoint.open(directory)
+            out = root / str(len(made))
+            export_onnx(checkpoint, plan_export(checkpoint, ExportOptions(**options)), out)
+            made[key] = out
+        return made[key]
+
+    return export
 
 
 @pytest.fixture(scope="session")
