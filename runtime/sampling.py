@@ -25,6 +25,10 @@ __all__ = ["Sampler"]
 
 _Values: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
+# Share of the likeliest token's probability below which no token can be in a nucleus: all of a vocabulary's
+# such tokens together weigh less than the rounding of float32.
+_NEGLIGIBLE = 1e-13
+
 # Low bits of a float32 that do not count when weights are summed: 16 bits leave sign, exponent and 7 of the fraction.
 _SORTED_BITS = 16
 
@@ -44,7 +48,8 @@ class Sampler:
         # Made once: fresh arrays of a vocabulary's size cost more than the arithmetic in them.
         self._all_ids = np.arange(vocab_size)
         self._weights = np.empty(vocab_size, dtype=np.float32)
-        self._cumulated = np.empty(vocab_size)
+        self._doubles = np.empty(vocab_size)
+        self._bits = np.empty(vocab_size, dtype=np.int64)
 
     def observe(self, token_ids: int | NDArray[np.int64]) -> None:
         """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
@@ -58,10 +63,11 @@ class Sampler:
         scores = self._penalised(logits)
         if self._options.temperature == 0:
             return int(scores.argmax())
-        ids, weights = self._kept(scores)
-        cumulated = np.cumsum(weights, dtype=np.float64, out=self._cumulated[: len(weights)])
-        drawn = np.searchsorted(cumulated, self._random.random() * cumulated[-1], side="right")
-        return int(ids[min(int(drawn), len(ids) - 1)])  # rounding may reach the total itself
+        ids, weights = self._weighted(scores)
+        cumulated = np.cumsum(weights, dtype=np.float64, out=self._doubles[: len(weights)])
+        # Below the total, so that the token drawn has a weight; the draw itself is below 1, its product may not be.
+        mark = min(self._random.random() * cumulated[-1], np.nextafter(cumulated[-1], 0))
+        return int(ids[np.searchsorted(cumulated, mark, side="right")])
 
     def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """What `sample` draws from: ids (n,) int64, ascending, and their probabilities (n,) float64.
@@ -71,8 +77,9 @@ class Sampler:
         scores = self._penalised(logits)
         if self._options.temperature == 0:
             return np.array([scores.argmax()], dtype=np.int64), np.ones(1)
-        ids, weights = self._kept(scores)
-        return ids, weights / weights.sum(dtype=np.float64)
+        ids, weights = self._weighted(scores)
+        kept = np.flatnonzero(weights)
+        return ids[kept], weights[kept] / weights.sum(dtype=np.float64)
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The penalty of CTRL (Keskar et al. 2019), in the usual form that also handles negative logits."""
@@ -95,53 +102,55 @@ class Sampler:
         scores[seen] = np.clip(penalised, -limit, limit)
         return scores
 
-    def _kept(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids that the filters keep, ascending, and their weights relative to the likeliest, which has 1."""
-        with np.errstate(over="ignore", under="ignore"):  # at extreme temperatures 0 and infinity are right
-            return self._filtered(scores)
+    def _weighted(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Candidates' ids, ascending, and their weights: 1 for the likeliest token, 0 for what the filters drop.
 
-    def _filtered(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        What is dropped last keeps its place: new arrays of a vocabulary's size would cost more than the arithmetic.
+        """
         options = self._options
         ids, top = self._all_ids, scores.max()
         if options.top_k is not None and options.top_k < len(scores):
             ids = _largest(scores, options.top_k)
-        elif options.min_p > 0:  # leaves few weights to compute; half a unit of margin hides the rounding
-            floor = float(top) + (math.log(options.min_p) - 0.5) * options.temperature
-            ids = np.flatnonzero(scores >= floor)
+        elif (share := max(options.min_p, _NEGLIGIBLE if options.top_p < 1 else 0)) > 0:
+            # Leaves few weights to compute; half a unit of margin hides the rounding.
+            floor = max(float(top) + (math.log(share) - 0.5) * options.temperature, float(np.finfo(np.float32).min))
+            likely = scores >= floor
+            if np.count_nonzero(likely) < len(scores):
+                ids = np.flatnonzero(likely)
         if len(ids) < len(scores):
             scores = scores[ids]
         weights = self._weights[: len(scores)]
-        np.subtract(scores, top, out=weights)
-        weights /= max(np.float32(options.temperature), np.finfo(np.float32).tiny)
-        np.exp(weights, out=weights)
+        with np.errstate(over="ignore", under="ignore"):  # at extreme temperatures 0 and infinity are right
+            np.subtract(scores, top, out=weights)
+            weights /= max(np.float32(options.temperature), np.finfo(np.float32).tiny)
+            np.exp(weights, out=weights)
         if options.min_p > 0:
-            likely = np.flatnonzero(weights >= options.min_p)
-            ids, weights = ids[likely], weights[likely]
+            weights *= weights >= options.min_p
         if options.top_p < 1:
-            nucleus = _nucleus(weights, options.top_p)
-            ids, weights = ids[nucleus], weights[nucleus]
+            weights *= self._nucleus(weights)
         return ids, weights
 
+    def _nucleus(self, weights: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which are the largest weights whose sum first reaches top_p of the total; of equal ones the first.
 
-def _nucleus(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices, ascending, of the largest weights whose sum first reaches `top_p` of the total; of equal ones the first.
-
-    Positive floats order as their bits do: the weights are summed by their leading bits, and only those that share
-    these with the last one kept are sorted. The cost is the same for a peaked and for a flat distribution.
-    """
-    leading = weights.view(np.int32) >> _SORTED_BITS
-    mass = np.bincount(leading, weights)
-    from_top = np.cumsum(mass[::-1])
-    wanted = top_p * from_top[-1]
-    place = int(np.searchsorted(from_top, wanted))
-    last = len(mass) - 1 - place
-    shared = np.flatnonzero(leading == last)
-    shared = shared[np.argsort(-weights[shared], kind="stable")]
-    before = from_top[place - 1] if place else 0.0
-    count = int(np.searchsorted(np.cumsum(weights[shared], dtype=np.float64), wanted - before)) + 1
-    kept = leading > last
-    kept[shared[:count]] = True
-    return np.flatnonzero(kept)
+        Positive floats order as their bits do: the weights are summed by their leading bits, and only those that share
+        these with the last one kept are sorted. The cost is the same for a peaked and for a flat distribution.
+        """
+        leading, doubles = self._bits[: len(weights)], self._doubles[: len(weights)]
+        np.right_shift(weights.view(np.int32), _SORTED_BITS, out=leading)
+        np.copyto(doubles, weights)  # bincount would make copies of its own, in fresh memory
+        mass = np.bincount(leading, doubles)
+        from_top = np.cumsum(mass[::-1])
+        wanted = self._options.top_p * from_top[-1]
+        place = int(np.searchsorted(from_top, wanted))
+        last = len(mass) - 1 - place
+        shared = np.flatnonzero(leading == last)
+        shared = shared[np.argsort(-weights[shared], kind="stable")]
+        before = from_top[place - 1] if place else 0.0
+        count = int(np.searchsorted(np.cumsum(weights[shared], dtype=np.float64), wanted - before)) + 1
+        kept = leading > last
+        kept[shared[:count]] = True
+        return kept
 
 
 def _largest(values: _Values, count: int) -> NDArray[np.int64]:

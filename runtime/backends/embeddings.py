@@ -1,8 +1,9 @@
-"""The embedding table of a model directory, mapped from disk: only the rows of the prompt are ever read."""
+"""The embedding table of a model directory, read row by row: only the rows of the prompt are ever touched."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,45 @@ class Embeddings:
 
     def __init__(self, directory: Path, hidden_size: int) -> None:
         """Raises ModelDirError for files that are not what the exporter writes."""
-        try:
-            self._table = np.load(directory / "embeddings.npy", mmap_mode="r")
-            quantized = self._table.dtype == np.int8
-            self._scales = np.load(directory / "embeddings.scales.npy", mmap_mode="r") if quantized else None
-        except (OSError, ValueError) as error:
-            raise ModelDirError(f"the embeddings in {directory} cannot be read ({error}): export again") from None
-        if self._table.ndim != 2 or self._table.shape[1] != hidden_size:
+        self._table = _Rows(directory / "embeddings.npy")
+        if self._table.columns != hidden_size:
             raise ModelDirError(
-                f"{directory / 'embeddings.npy'} has shape {self._table.shape}, wanted (vocabulary, {hidden_size}): "
-                "export again"
+                f"{self._table.path} has rows of {self._table.columns}, wanted {hidden_size}: export again"
             )
+        quantized = self._table.dtype == np.int8
+        self._scales = _Rows(directory / "embeddings.scales.npy") if quantized else None
 
     def lookup(self, ids: Piece, out: NDArray[np.float32]) -> None:
-        """Write the rows of `ids` (n,) into `out` (n, hidden) float32."""
-        out[...] = self._table[ids]
+        """Write the rows of `ids` (n,) int32 into `out` (n, hidden) float32."""
+        out[...] = self._table.read(ids)
         if self._scales is not None:
-            scales = np.repeat(self._scales[ids].astype(np.float32), BLOCK, axis=1)
+            scales = np.repeat(self._scales.read(ids).astype(np.float32), BLOCK, axis=1)
             out *= scales[:, : out.shape[1]]
+
+
+class _Rows:
+    """Rows of a two-dimensional .npy file.
+
+    They are read, not mapped: on a file that is not in memory a page fault costs a hundred times a read of one row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            mapped: NDArray[Any] = np.load(path, mmap_mode="r")
+            self.count, self.columns = mapped.shape
+            self.dtype = mapped.dtype
+            self._first = int(getattr(mapped, "offset", 0))
+            self._file = path.open("rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise ModelDirError(f"{path} cannot be read ({error}): export again") from None
+
+    def read(self, ids: Piece) -> NDArray[Any]:
+        """(n,) -> (n, columns). Raises ModelDirError if the file has changed under us."""
+        rows = np.empty((len(ids), self.columns), self.dtype)
+        size = self.columns * self.dtype.itemsize
+        for place, row in zip(rows, ids.tolist(), strict=True):
+            self._file.seek(self._first + int(row) * size)
+            if self._file.readinto(place.data) != size:
+                raise ModelDirError(f"{self.path} ends before row {row}: export or copy the model again")
+        return rows

@@ -14,7 +14,15 @@ import numpy as np
 
 from phisight.errors import EngineError
 
-__all__ = ["Device", "IntegerProducts", "SessionSettings", "import_onnxruntime", "integer_products", "open_session", "shrinking_run"]
+__all__ = [
+    "Device",
+    "IntegerProducts",
+    "SessionSettings",
+    "import_onnxruntime",
+    "integer_products",
+    "open_session",
+    "shrinking_run",
+]
 
 Device = Literal["cpu", "cuda"]
 
