@@ -50,7 +50,7 @@ def reference(options: GenerateOptions, logits: NDArray[np.float32]) -> dict[int
     for token, weight in weights.items():
         nucleus[token] = weight
         mass += weight
-        if mass >= wanted:
+        if options.top_p < 1 and mass >= wanted:  # at 1 every token stays, whatever the sum rounds to
             break
     total = math.fsum(nucleus.values())
     return {token: weight / total for token, weight in nucleus.items()}
