@@ -9,12 +9,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phisight.errors import CheckpointError
 from phisight.export.checkpoint import Checkpoint, SourceTensor
 from phisight.export.onnx_graph import ExternalTensor, GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, BlockJob, ChannelJob, FloatJob, WeightJob
@@ -36,7 +38,10 @@ WORKERS = 2
 def write_graph(
     graph: GraphBuilder, jobs: list[WeightJob], checkpoint: Checkpoint, directory: Path, progress: Progress
 ) -> None:
-    """Write `<graph name>.onnx` and its data file into `directory`."""
+    """Write `<graph name>.onnx` and its data file into `directory`.
+
+    Raises CheckpointError, naming the tensor, for weights that are not finite or that their scheme cannot hold.
+    """
     with (directory / graph.data_file).open("wb") as file:
         for job in jobs:
             _write_job(file, graph.externals, job, checkpoint, progress)
@@ -50,17 +55,18 @@ def write_embeddings(
 
     Floats: `embeddings.npy` (vocab, hidden). INT8 blocks: `embeddings.npy` (vocab, hidden) int8 and
     `embeddings.scales.npy` (vocab, blocks) float16; a row is `q * scale` block by block.
+    Raises as `write_graph`.
     """
     rows, columns = source.shape
     if isinstance(scheme, FloatScheme):
         dtype = np.dtype(np.float32 if scheme.dtype == "f32" else np.float16)
-        with _npy(directory / "embeddings.npy", dtype, (rows, columns)) as file:
+        with _npy(directory / "embeddings.npy", dtype, (rows, columns)) as file, _naming(source.spec.name):
             for chunk in source.chunks():
-                _write(file, np.ascontiguousarray(chunk, dtype))
+                _write(file, _floats(chunk, dtype))
                 progress(chunk.size)
         return
     scales = []
-    with _npy(directory / "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file:
+    with _npy(directory / "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file, _naming(source.spec.name):
         for blocks in _parallel(lambda c: quantize_blocks(c, scheme), source.chunks()):
             q = blocks.q.reshape(len(blocks.q), -1)[:, :columns]
             _write(file, np.ascontiguousarray(q))
@@ -77,34 +83,55 @@ def _write_job(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> None:
-    match job:
-        case ArrayJob(target, array):
-            _seek(file, externals[target])
-            _write(file, np.ascontiguousarray(array))
-        case FloatJob(name, target, dtype, transpose):
-            source = checkpoint.tensors[name]
-            _seek(file, externals[target])
-            for chunk in source.column_chunks() if transpose else source.chunks():
-                _write(file, np.ascontiguousarray(chunk.T if transpose else chunk, dtype))
-                progress(chunk.size)
-        case BlockJob(name, packed, scales, scheme):
-            source = checkpoint.tensors[name]
-            _seek(file, externals[packed])
-            collected = []
-            for data, scale in _parallel(_packer(scheme), source.chunks()):
-                _write(file, data)
-                collected.append(scale)
-                progress(len(scale) * source.shape[1])
-            _seek(file, externals[scales])
-            _write(file, np.concatenate(collected))
-        case ChannelJob(name, weight, scale_name):
-            source = checkpoint.tensors[name]
-            parts = [quantize_channels(chunk) for chunk in source.chunks()]
-            _seek(file, externals[weight])
-            _write(file, np.ascontiguousarray(np.concatenate([part.q for part in parts]).T))
-            _seek(file, externals[scale_name])
-            _write(file, np.concatenate([part.scale for part in parts]))
-            progress(source.size)
+    if isinstance(job, ArrayJob):
+        _seek(file, externals[job.target])
+        _write(file, job.array)
+        return
+    source = checkpoint.tensors[job.source]
+    with _naming(job.source):
+        match job:
+            case FloatJob(_, target, dtype, transpose):
+                _seek(file, externals[target])
+                for chunk in source.column_chunks() if transpose else source.chunks():
+                    _write(file, _floats(chunk.T if transpose else chunk, np.dtype(dtype)))
+                    progress(chunk.size)
+            case BlockJob(_, packed, scales, scheme):
+                _seek(file, externals[packed])
+                collected = []
+                for data, scale in _parallel(_packer(scheme), source.chunks()):
+                    _write(file, data)
+                    collected.append(scale)
+                    progress(len(scale) * source.shape[1])
+                _seek(file, externals[scales])
+                _write(file, np.concatenate(collected))
+            case ChannelJob(_, weight, scale_name):
+                parts = [quantize_channels(chunk) for chunk in source.chunks()]
+                _seek(file, externals[weight])
+                _write(file, np.concatenate([part.q for part in parts]).T)
+                _seek(file, externals[scale_name])
+                _write(file, np.concatenate([part.scale for part in parts]))
+                progress(source.size)
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    """What is wrong with weights is said with the tensor's name."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{tensor}: {error}") from error
+
+
+def _floats(chunk: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """In the type of the file. Raises CheckpointError for what is not finite there."""
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(chunk, dtype)
+    if not np.isfinite(converted).all():
+        raise CheckpointError(
+            f"weights reach {np.abs(chunk).max()}, which {dtype} cannot hold: "
+            + ("the checkpoint is damaged" if dtype == np.float32 else "export to f32, or the checkpoint is damaged")
+        )
+    return converted
 
 
 def _packer(scheme: BlockScheme) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float16]]]:
@@ -128,7 +155,7 @@ def _parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def _write(file: BinaryIO, array: NDArray[Any]) -> None:
-    """The array's bytes, without a copy."""
+    """The array's bytes, without a copy if they lie in order."""
     file.write(np.ascontiguousarray(array).data.cast("B"))
 
 
