@@ -122,7 +122,10 @@ class Checkpoint:
 def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:
     """Name -> (slice, shape, dtype) of all tensors in the directory's files; faults are added to `problems`."""
     if (path / SINGLE).is_file():
-        return _open_file(path / SINGLE, problems)
+        held = _open_file(path / SINGLE, problems)
+        if problems:  # all tensors would be missing too, which says nothing more
+            raise CheckpointError(f"checkpoint {path}: {problems[0]}")
+        return held
     if not (path / INDEX).is_file():
         raise CheckpointError(
             f"checkpoint {path}: neither {SINGLE} nor {INDEX} is there: download the checkpoint completely"
@@ -153,7 +156,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map of tensor names to files: download it again")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".."):
             raise CheckpointError(f"{index}: {name} lies in {file!r}, wanted the name of a file in the same directory")
     return weight_map
 

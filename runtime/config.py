@@ -108,6 +108,12 @@ class ModelConfig:
         images = None if text_only else _budget(directory, reader)
         generation = _generation(directory, reader)
         reader.raise_problems()
+        outside = [token for token in generation.eos_token_ids if token >= decoder.vocab_size]
+        if outside:
+            raise ConfigError(
+                f"{directory}: eos_token_id {outside[0]} is outside the vocabulary of {decoder.vocab_size}: "
+                "generation_config.json belongs to another model"
+            )
         return cls(decoder, vision, images, generation)
 
 
@@ -283,7 +289,7 @@ def _generation(directory: Path, reader: _Reader) -> GenerationDefaults:
     source = _Reader(path, read_json(path), reader.problems) if path.is_file() else reader
     eos = source.data.get("eos_token_id", reader.data.get("eos_token_id"))
     ids: list[Any] = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
+    if not ids or not all(type(i) is int and i >= 0 for i in ids):  # true and false are no ids
         reader.problems.append(f"eos_token_id is {eos!r}, wanted one token id or a list of them")
         ids = []
     sampled = source.data.get("do_sample", True)

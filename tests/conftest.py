@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def golden() -> Path:
 def tiny_checkpoint(golden: Path) -> Path:
     """A small random checkpoint with the real architecture and tensor names, in float32. Read only."""
     return golden / "tiny_model"
+
+
+@pytest.fixture
+def checkpoint_copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the small checkpoint that a test may change."""
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    for file in tiny_checkpoint.iterdir():  # contents alone: the golden files may be read-only
+        shutil.copyfile(file, directory / file.name)
+    return directory
 
 
 @pytest.fixture(scope="session")
