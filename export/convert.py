@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,9 @@ from phisight.export.names import EMBEDDINGS
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_vision import build_vision
 from phisight.export.onnx_writer import Progress, write_embeddings, write_graph
+from phisight.export.output import OutputDirectory
 from phisight.export.plan import ExportOptions, Plan, make_plan
-from phisight.manifest import FileEntry, Manifest, hash_file
+from phisight.manifest import Manifest
 from phisight.quant.scheme import ChannelScheme
 
 __all__ = ["check_output", "export_onnx", "plan_export"]
@@ -74,45 +75,40 @@ def export_onnx(
     *,
     force: bool = False,
     progress: Progress = lambda weights: None,
-    hashing: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Write the model directory `out`. `progress` counts weights, `hashing` bytes of the finished files.
+    """Write the model directory `out`. `progress` counts weights.
 
     Raises InputError, CheckpointError, or PhisightError for a disk that is full; `out` is then as it was.
     """
     check_output(out, plan, force=force)
     with _beside(out) as work:
-        _write_files(checkpoint, plan, work, progress)
-        manifest = _manifest(checkpoint, plan, work, hashing)
+        output = OutputDirectory(work)
+        _write_files(checkpoint, plan, output, progress)
+        manifest = Manifest(
+            format="onnx",
+            phisight=version("phisight"),
+            model=checkpoint.config,
+            options=plan.options.as_json(),
+            files=output.entries,
+            tensors=plan.entries(),
+        )
         manifest.write(work)
     return manifest
 
 
-def _write_files(checkpoint: Checkpoint, plan: Plan, work: Path, progress: Progress) -> None:
+def _write_files(checkpoint: Checkpoint, plan: Plan, output: OutputDirectory, progress: Progress) -> None:
     config = checkpoint.config
     if config.vision is not None:
         graph, jobs = build_vision(config.vision, config.decoder.hidden_size, plan, "vision.onnx.data")
-        write_graph(graph, jobs, checkpoint, work, progress)
+        write_graph(graph, jobs, checkpoint, output, progress)
     graph, jobs = build_decoder(config.decoder, plan, "decoder.onnx.data")
-    write_graph(graph, jobs, checkpoint, work, progress)
+    write_graph(graph, jobs, checkpoint, output, progress)
     scheme = plan.schemes[EMBEDDINGS]
     assert not isinstance(scheme, ChannelScheme)
-    write_embeddings(checkpoint.tensors[EMBEDDINGS], scheme, work, progress)
+    write_embeddings(checkpoint.tensors[EMBEDDINGS], scheme, output, progress)
     for name in COPIED:
         if (checkpoint.directory / name).is_file():
-            shutil.copyfile(checkpoint.directory / name, work / name)
-
-
-def _manifest(checkpoint: Checkpoint, plan: Plan, work: Path, hashing: Callable[[int], None] | None) -> Manifest:
-    files = {path.name: FileEntry(path.stat().st_size, hash_file(path, hashing)) for path in sorted(work.iterdir())}
-    return Manifest(
-        format="onnx",
-        phisight=version("phisight"),
-        model=checkpoint.config,
-        options=plan.options.as_json(),
-        files=files,
-        tensors=plan.entries(),
-    )
+            output.copy(checkpoint.directory / name)
 
 
 @contextmanager

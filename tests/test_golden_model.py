@@ -26,6 +26,7 @@ from phisight.export.onnx_graph import GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, LayerBuilder
 from phisight.export.onnx_vision import _position_embedding
 from phisight.export.onnx_writer import write_graph
+from phisight.export.output import OutputDirectory
 from phisight.export.plan import ExportOptions, make_plan
 from phisight.manifest import Manifest
 from phisight.naflex import Patches
@@ -197,7 +198,7 @@ def test_position_embedding(golden: Path, tiny_checkpoint: Path, tmp_path: Path)
     layers = LayerBuilder(graph, make_plan(checkpoint.config, ExportOptions(decoder="f32")), "f32")
     resized = _position_embedding(layers, vision, graph.input("grid", "int64", [2]))
     graph.output(resized, "float32", ["patches", vision.hidden_size])
-    write_graph(graph, layers.jobs, checkpoint, tmp_path, lambda weights: None)
+    write_graph(graph, layers.jobs, checkpoint, OutputDirectory(tmp_path), lambda weights: None)
     session = onnxruntime.InferenceSession(tmp_path / "positions.onnx", providers=["CPUExecutionProvider"])
 
     with np.load(golden / "tiny_golden/posemb.npz") as tables:
