@@ -40,6 +40,20 @@ class Stats:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        cached = f", {self.cached_images} of them encoded before" if self.cached_images else ""
+        yield f"images:  {self.images}{cached}: {self.preprocess_seconds:.2f} s to prepare, {self.encode_seconds:.2f} s to encode"
+        reused = f" ({self.reused_positions} of them cached)" if self.reused_positions else ""
+        yield (
+            f"prompt:  {self.text_tokens} text and {self.image_tokens} image tokens{reused}: "
+            f"{self.prefill_seconds:.2f} s{_rate(self.prefill_positions, self.prefill_seconds)}"
+        )
+        yield (
+            f"answer:  {self.generated_tokens} tokens, {self.thought_tokens} of them thought: "
+            f"{self.decode_seconds:.2f} s{_rate(self.decode_steps, self.decode_seconds)}, seed {self.seed}"
+        )
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -114,6 +128,10 @@ def collect(chunks: Iterable[Chunk], notes: tuple[str, ...] = ()) -> Answer:
     if last.finish_reason is None or last.stats is None:
         raise ValueError("the chunks of an answer end with one that has a finish reason")
     return Answer("".join(texts["answer"]), "".join(texts["thought"]), last.finish_reason, last.stats, notes)
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f", {count / seconds:.1f} tokens/s" if count and seconds else ""
 
 
 def _chunks(text: str, channel: Channel, stops: StopTexts) -> Iterator[Chunk]:

@@ -48,6 +48,12 @@ class Console:
         """A line of the result."""
         self.write(text + "\n")
 
+    def aside(self, text: str) -> None:
+        """Text on standard error as it comes, dim on a terminal: what the model thinks."""
+        dim = sys.stderr.isatty()
+        sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if dim else text)
+        sys.stderr.flush()
+
     def note(self, text: str) -> None:
         """A line on standard error."""
         print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""What the commands that ask a model have in common: options, loading, progress."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from types import TracebackType
+from typing import ClassVar, Literal
+
+from phisight.cli.console import Console, ProgressBar
+from phisight.errors import InputError
+from phisight.model import Model, load
+from phisight.options import GenerateOptions
+
+__all__ = ["StageBars", "add_model_options", "add_question_options", "load_model", "options_from"]
+
+
+def add_question_options(parser: argparse.ArgumentParser) -> None:
+    """How a question is put and its answer drawn."""
+    parser.add_argument(
+        "--mode",
+        choices=["auto", "think", "nothink"],
+        default="auto",
+        help="force a thought or a direct answer (default: the model's own choice)",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message; none leaves out the template's own")
+    parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of thought and answer together")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    parser.add_argument("--top-p", type=float, metavar="P", help="share of probability that is kept")
+    parser.add_argument("--top-k", type=int, metavar="K", help="number of tokens that are kept")
+    parser.add_argument("--min-p", type=float, metavar="P", help="least share of the likeliest token's probability")
+    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
+    parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="text that ends the answer; may be given again")
+    parser.add_argument("--thinking-budget", type=int, metavar="N", help="most tokens of thought")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How the model is opened."""
+    parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_argument("--context", type=int, metavar="N", help="most positions of prompt and answer together")
+    parser.add_argument(
+        "--accuracy-level", type=int, choices=[0, 4], help="override the export: 0 computes quantised layers in floats"
+    )
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model of the command line. Raises InputError, EngineError."""
+    threads: int | Literal["auto"] = "auto"
+    if args.threads != "auto":
+        try:
+            threads = int(args.threads)
+        except ValueError:
+            raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto") from None
+    return load(
+        args.model,
+        device=args.device,
+        threads=threads,
+        context=args.context,
+        accuracy_level=args.accuracy_level,
+    )
+
+
+def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:
+    """The model's defaults with what the user said. Raises InputError."""
+    names = (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+        "thinking_budget",
+    )
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.stop:
+        changes["stop"] = tuple(args.stop)
+    return model.options(**changes)
+
+
+class StageBars:
+    """A progress bar for each stage before the first token."""
+
+    UNITS: ClassVar = {"encode": " images", "prefill": " tokens"}
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = ExitStack()
+        self._stage: str | None = None
+        self._bar: ProgressBar | None = None
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def show(self, stage: Literal["encode", "prefill"], done: int, total: int) -> None:
+        """Where the stage is; a new stage takes the place of the one before."""
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            progress = self._console.progress(stage, total, self.UNITS[stage], scale=False)
+            self._bar = self._open.enter_context(progress)
+        if self._bar is not None:
+            self._bar.set(done, total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._open.close()
+        self._stage = self._bar = None

@@ -1,0 +1,90 @@
+"""`phisight run`: one question, about pictures or not; the answer streams to standard output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from phisight.answer import Chunk, collect
+from phisight.cli.asking import StageBars, add_model_options, add_question_options, load_model, options_from
+from phisight.cli.console import Console
+from phisight.prompt import Message, SystemBlock, user_message
+
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = """The answer goes to standard output as it comes, the thought and everything else to standard error.
+
+examples:
+  phisight run demo "What does the text say?" --image picture.png
+  phisight run phi4-int4 "What changed?" --image before.jpg --image after.jpg --mode think --stats
+  phisight run phi4-int4 "Summarise." --image page.png --max-patches 1024 --json
+  phisight run phi4-int4 - < question.txt"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an exported model directory, or demo")
+    parser.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from standard input")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    add_question_options(parser)
+    add_model_options(parser)
+    parser.add_argument("--stats", action="store_true", help="show counts, stage times and choices")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    messages: list[Message] = [user_message(text, len(args.image))]
+    system_block: SystemBlock = "none" if args.system == "none" else "keep"
+    if args.system is not None and args.system != "none":
+        messages.insert(0, {"role": "system", "content": args.system})
+    model = load_model(args)
+    options = options_from(args, model)
+    prompt = model.prompt(messages, len(args.image), mode=args.mode, system_block=system_block)
+    for note in (*model.notes, *prompt.notes) if args.stats else prompt.notes:
+        console.note(f"phisight: note: {note}")
+    chunks: list[Chunk] = []
+    with StageBars(console) as bars:
+        for chunk in model.stream(
+            messages,
+            args.image,
+            mode=args.mode,
+            options=options,
+            system_block=system_block,
+            max_patches=args.max_patches,
+            progress=bars.show,
+        ):
+            bars.close()
+            if not args.json:
+                _show(chunk, chunks[-1].channel if chunks else chunk.channel, console)
+            chunks.append(chunk)
+    answer = collect(chunks)
+    if args.json:
+        document: dict[str, Any] = {
+            "model": args.model,
+            "text": answer.text,
+            "thought": answer.thought,
+            "finish_reason": answer.finish_reason,
+            "stats": answer.stats.as_json(),
+            "notes": [*model.notes, *prompt.notes],
+        }
+        console.document(document)
+        return 0
+    console.line()
+    if answer.finish_reason == "length":
+        what = "in the middle of its thought, without an answer" if not answer.text else "before its end"
+        console.note(f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens")
+    if args.stats:
+        for line in answer.stats.lines():
+            console.note(line)
+    return 0
+
+
+def _show(chunk: Chunk, before: str, console: Console) -> None:
+    """The answer on one stream, the thought on the other, on lines of their own."""
+    if before == "thought" and (chunk.channel == "answer" or chunk.finish_reason):
+        console.aside("\n")
+    if chunk.channel == "answer":
+        console.write(chunk.text)
+    else:
+        console.aside(chunk.text)
