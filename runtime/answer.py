@@ -43,7 +43,10 @@ class Stats:
     def lines(self) -> Iterator[str]:
         """For people."""
         cached = f", {self.cached_images} of them encoded before" if self.cached_images else ""
-        yield f"images:  {self.images}{cached}: {self.preprocess_seconds:.2f} s to prepare, {self.encode_seconds:.2f} s to encode"
+        yield (
+            f"images:  {self.images}{cached}: {self.preprocess_seconds:.2f} s to prepare, "
+            f"{self.encode_seconds:.2f} s to encode"
+        )
         reused = f" ({self.reused_positions} of them cached)" if self.reused_positions else ""
         yield (
             f"prompt:  {self.text_tokens} text and {self.image_tokens} image tokens{reused}: "
