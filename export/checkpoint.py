@@ -42,7 +42,7 @@ class SourceTensor:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return self.spec.size
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of the first axis as float32."""

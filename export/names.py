@@ -5,6 +5,7 @@ Names and shapes are those of the official checkpoint (695 tensors for the 15B m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +44,11 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     part: Part
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
 
 
 def decoder_layer(index: int) -> str:

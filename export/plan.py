@@ -109,10 +109,7 @@ class Plan:
 
     def _entry(self, name: str) -> TensorEntry:
         spec, scheme = self.specs[name], self.schemes[name]
-        weights = 1
-        for side in spec.shape:
-            weights *= side
-        return TensorEntry(spec.part, scheme.label, weights, scheme.stored_bytes(spec.shape))
+        return TensorEntry(spec.part, scheme.label, spec.size, scheme.stored_bytes(spec.shape))
 
     def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries().values())
