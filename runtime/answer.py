@@ -63,12 +63,14 @@ class Chunk:
     """A piece of text, at most one character short of what was generated; the last one has no text but the end.
 
     finish_reason: "stop", "length" or "cancelled" in the last chunk, None before it, as is `stats`.
+    token_ids: in the last chunk all ids that were generated, control tokens too, without the end token.
     """
 
     text: str
     channel: Channel = "answer"
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def stream_text(
     """The tokens of a generation as chunks of text, then one that ends it. Stop texts are looked for in the answer."""
     decoder = IncrementalDecoder(tokenizer)
     channel: Channel = "thought" if splitter.in_thought else "answer"
+    ids: list[int] = []
     try:
         for token in generation:
+            ids.append(token.token_id)
             to = splitter.feed(token.token_id)
             if to != channel or to is None:
                 yield from _chunks(decoder.flush(), channel, stops)
@@ -117,7 +121,7 @@ def stream_text(
             yield Chunk(held)
         reason: FinishReason = "stop" if stops.found else generation.finish_reason or "cancelled"
         stats = _stats(generation.timings, generation.seed, splitter, cost)
-        yield Chunk("", channel, reason, stats)
+        yield Chunk("", channel, reason, stats, tuple(ids))
     finally:
         generation.close()
 

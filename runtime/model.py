@@ -258,6 +258,23 @@ class Model:
         started = perf_counter()
         patches = [self.preprocess(image, max_patches) for image in images]
         preprocess_seconds = perf_counter() - started
+        return self.stream_prompt(
+            prompt, patches, options, preprocess_seconds=preprocess_seconds, cancel=cancel, progress=progress
+        )
+
+    def stream_prompt(
+        self,
+        prompt: Prompt,
+        patches: Sequence[Patches] = (),
+        options: GenerateOptions | None = None,
+        *,
+        preprocess_seconds: float = 0.0,
+        cancel: Cancel | None = None,
+        progress: StageProgress | None = None,
+    ) -> Iterator[Chunk]:
+        """As `stream`, from a prompt and patches that are made already. Raises PromptError, EngineError."""
+        options = options or self.options()
+        check_images(prompt, len(patches))
         self._check_length(prompt, patches, options)
         return self._stream(prompt, patches, preprocess_seconds, options, cancel, progress)
 
