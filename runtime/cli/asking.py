@@ -7,12 +7,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Literal
 
+from phisight.answer import Chunk
 from phisight.cli.console import Console, ProgressBar
 from phisight.errors import InputError
+from phisight.generate import FinishReason
 from phisight.model import Model, load
 from phisight.options import GenerateOptions
 
-__all__ = ["StageBars", "add_model_options", "add_question_options", "load_model", "options_from"]
+__all__ = ["StageBars", "add_model_options", "add_question_options", "load_model", "note_limit", "options_from", "show"]
 
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +81,23 @@ def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:
     if args.stop:
         changes["stop"] = tuple(args.stop)
     return model.options(**changes)
+
+
+def show(chunk: Chunk, before: Chunk, console: Console) -> None:
+    """The answer on one stream, the thought on the other, on lines of their own."""
+    if before.channel == "thought" and before.text and (chunk.channel == "answer" or chunk.finish_reason):
+        console.aside("\n")
+    if chunk.channel == "answer":
+        console.write(chunk.text)
+    else:
+        console.aside(chunk.text)
+
+
+def note_limit(answered: bool, reason: FinishReason | None, console: Console) -> None:
+    """Say that an answer was cut by the limit of tokens, and where."""
+    if reason == "length":
+        what = "before its end" if answered else "in the middle of its thought, without an answer"
+        console.note(f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens")
 
 
 class StageBars:

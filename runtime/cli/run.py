@@ -7,7 +7,15 @@ import sys
 from typing import Any
 
 from phisight.answer import Chunk, collect
-from phisight.cli.asking import StageBars, add_model_options, add_question_options, load_model, options_from
+from phisight.cli.asking import (
+    StageBars,
+    add_model_options,
+    add_question_options,
+    load_model,
+    note_limit,
+    options_from,
+    show,
+)
 from phisight.cli.console import Console
 from phisight.prompt import Message, SystemBlock, user_message
 
@@ -56,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ):
             bars.close()
             if not args.json:
-                _show(chunk, chunks[-1].channel if chunks else chunk.channel, console)
+                show(chunk, chunks[-1] if chunks else chunk, console)
             chunks.append(chunk)
     answer = collect(chunks)
     if args.json:
@@ -71,20 +79,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.document(document)
         return 0
     console.line()
-    if answer.finish_reason == "length":
-        what = "in the middle of its thought, without an answer" if not answer.text else "before its end"
-        console.note(f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens")
+    note_limit(bool(answer.text), answer.finish_reason, console)
     if args.stats:
         for line in answer.stats.lines():
             console.note(line)
     return 0
-
-
-def _show(chunk: Chunk, before: str, console: Console) -> None:
-    """The answer on one stream, the thought on the other, on lines of their own."""
-    if before == "thought" and (chunk.channel == "answer" or chunk.finish_reason):
-        console.aside("\n")
-    if chunk.channel == "answer":
-        console.write(chunk.text)
-    else:
-        console.aside(chunk.text)
