@@ -142,7 +142,7 @@ class Chat:
             if not Path(name).is_file():
                 raise InputError(f"{name} does not exist: check the path of the image")
         self._waiting += files
-        self._console.note(f"{len(self._waiting)} pictures for the next question")
+        self._console.note(f"pictures for the next question: {len(self._waiting)}")
 
     def _set_mode(self, mode: str) -> None:
         for known in get_args(Mode):
