@@ -138,8 +138,10 @@ def _from_json(data: dict[str, Any]) -> Manifest:
     model = data["model"]
     generation = dict(model["generation"])
     generation["eos_token_ids"] = tuple(generation["eos_token_ids"])
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema is {data['schema']!r}")
     for name in data["files"]:
-        if PurePosixPath(name).name != name or "\\" in name or ":" in name:
+        if PurePosixPath(name).name != name or name in ("", "..") or "\\" in name or ":" in name:
             raise ValueError(f"file name {name!r} leads out of the directory")
     return Manifest(
         format=data["format"],
@@ -150,7 +152,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
             images=ImageBudget(**model["images"]) if model["images"] else None,
             generation=GenerationDefaults(**generation),
         ),
-        options=data["options"],
+        options=dict(data["options"]),
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},
         tensors={name: TensorEntry(**entry) for name, entry in data["tensors"].items()},
         schema=data["schema"],

@@ -75,7 +75,7 @@ def import_onnxruntime() -> Any:
 
 @cache
 def integer_products() -> IntegerProducts:
-    """Try the largest products on this processor, with a graph of a few hundred bytes. See `IntegerProducts`."""
+    """Try the largest products on this processor, with a graph of 5 kB. See `IntegerProducts`."""
     ort = import_onnxruntime()
     graph = files("phisight.backends").joinpath("saturation.onnx").read_bytes()
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
