@@ -77,7 +77,8 @@ class Generation(Iterator[GeneratedToken]):
     """One answer: iterate over it for its tokens, then read `finish_reason` and `timings`.
 
     The check of the context happens when it is made, the prefill at the first token. `cancel` takes effect
-    between two chunks of the prefill or between two tokens; it ends the iteration, as `close` does.
+    between two chunks of the prefill or between two tokens; it ends the iteration, as `close` does. Ids from
+    `drawable` on are never drawn: the model's vocabulary may be larger than its tokenizer's.
 
     Raises PromptError for a prompt that leaves no room for one token, InputError for a thinking budget on a
     model that has no `</think>`. Iterating raises EngineError from the engine, for logits that are not finite,
@@ -91,6 +92,7 @@ class Generation(Iterator[GeneratedToken]):
         options: GenerateOptions,
         control: ControlIds,
         *,
+        drawable: int | None = None,
         starts_in_thought: bool = False,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
@@ -103,7 +105,7 @@ class Generation(Iterator[GeneratedToken]):
         self._cancel = cancel
         self._limit = _token_limit(decoder, sequence, options)
         self._budget = _ThinkingBudget(options.thinking_budget, control, starts_in_thought)
-        self._sampler = Sampler(options, decoder.vocab_size)
+        self._sampler = Sampler(options, decoder.vocab_size, drawable)
         self._finish_reason: FinishReason | None = None
         self._timings = Timings()
         self._tokens = self._run()

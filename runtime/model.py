@@ -344,6 +344,7 @@ class Model:
             sequence,
             options,
             self._control,
+            drawable=self.tokenizer.vocab_size,
             starts_in_thought=starts_in_thought,
             progress=prefilled,
             cancel=cancel,

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from phisight.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from phisight.errors import PromptError, TokenizerError
+from phisight.sequence import IMAGE_SLOT
 from phisight.tokenizer import Tokenizer, lone_surrogate
 
 __all__ = [
     "DIRECT",
-    "IMAGE_SLOT",
     "THINK",
     "THINK_END",
     "Message",
@@ -36,9 +36,6 @@ __all__ = [
 Mode = Literal["auto", "think", "nothink"]
 SystemBlock = Literal["keep", "none"]
 Message = Mapping[str, Any]
-
-IMAGE_SLOT = -200
-"""Stands in the ids where the features of an image go (IMAGE_TOKEN_INDEX of the reference)."""
 
 IMAGE_MARKER = "<image>"
 THINK = "<think>"

@@ -37,19 +37,23 @@ _GROUPS_PER_VALUE = 8
 
 
 class Sampler:
-    """Draws tokens for one answer. `seed` is the seed in use, also where the options left it open."""
+    """Draws tokens for one answer. `seed` is the seed in use, also where the options left it open.
 
-    def __init__(self, options: GenerateOptions, vocab_size: int) -> None:
+    `drawable`: only ids below it are drawn, where a checkpoint's logits outnumber its tokenizer's tokens; None: all.
+    """
+
+    def __init__(self, options: GenerateOptions, vocab_size: int, drawable: int | None = None) -> None:
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
         self._options = options
         self._vocab_size = vocab_size
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._seen = np.zeros(vocab_size, dtype=np.bool_)  # ids that the repetition penalty applies to
+        self._drawable = vocab_size if drawable is None else min(drawable, vocab_size)
         # Made once: fresh arrays of a vocabulary's size cost more than the arithmetic in them.
-        self._all_ids = np.arange(vocab_size)
-        self._weights = np.empty(vocab_size, dtype=np.float32)
-        self._doubles = np.empty(vocab_size)
-        self._bits = np.empty(vocab_size, dtype=np.int64)
+        self._all_ids = np.arange(self._drawable)
+        self._weights = np.empty(self._drawable, dtype=np.float32)
+        self._doubles = np.empty(self._drawable)
+        self._bits = np.empty(self._drawable, dtype=np.int64)
 
     def observe(self, token_ids: int | NDArray[np.int64]) -> None:
         """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
@@ -82,7 +86,10 @@ class Sampler:
         return ids[kept], weights[kept] / weights.sum(dtype=np.float64)
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The penalty of CTRL (Keskar et al. 2019), in the usual form that also handles negative logits."""
+        """Logits of the drawable ids under the penalty of CTRL (Keskar et al. 2019).
+
+        It is taken in the usual form that also handles negative logits.
+        """
         if logits.shape != (self._vocab_size,):
             raise EngineError(f"the logits have shape {logits.shape}: expected ({self._vocab_size},)")
         if not np.isfinite(logits).all():
@@ -91,10 +98,11 @@ class Sampler:
                 f"{count} of {logits.size} logits are NaN or infinite: the engine's arithmetic overflowed or "
                 "the weights are damaged; verify the model directory, or use one exported with float32 activations"
             )
+        logits = logits[: self._drawable]
         penalty = self._options.repetition_penalty
         if penalty == 1:
             return logits
-        seen = np.flatnonzero(self._seen)
+        seen = np.flatnonzero(self._seen[: self._drawable])
         values = logits[seen].astype(np.float64)
         penalised = np.where(values > 0, values / penalty, values * penalty)
         limit = np.finfo(np.float32).max  # an extreme penalty must not make infinities

@@ -24,7 +24,7 @@ from phisight.errors import PromptError
 __all__ = ["IMAGE_SLOT", "ImageFeatures", "InputSequence", "Keys", "common_prefix", "splice"]
 
 IMAGE_SLOT = -200
-"""Stands for one image among token ids, as in the reference."""
+"""Stands in the ids where the features of an image go (IMAGE_TOKEN_INDEX of the reference)."""
 
 Keys: TypeAlias = NDArray[np.int64]
 """What stands at each position, (positions,) int64: a token id, or a negative key of an image's row."""

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer as Library
 
 from phisight.chat_template import PLAIN_TEMPLATE, ChatTemplate, read_chat_template
 from phisight.errors import PromptError, TokenizerError
-from phisight.prompt import IMAGE_SLOT, Message, Mode, Prompt, PromptBuilder, check_images, user_message
+from phisight.prompt import Message, Mode, Prompt, PromptBuilder, check_images, user_message
+from phisight.sequence import IMAGE_SLOT
 from phisight.tokenizer import Tokenizer
 
 # What the real template does, apart from its system text: only user and assistant turns, only string content.

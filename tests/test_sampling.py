@@ -241,6 +241,30 @@ def test_same_seed_same_tokens() -> None:
     assert draw(None)[0] != seed  # 1 in 4 billion
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {},
+        {"temperature": 50.0},
+        {"top_p": 0.9},
+        {"top_k": 30},
+        {"min_p": 0.2},
+        {"temperature": 0, "repetition_penalty": 1.5},
+    ],
+)
+def test_ids_from_the_limit_on_are_never_drawn(fields: dict[str, Any]) -> None:
+    """They are the likeliest ones here; the others keep the distribution that they have among themselves."""
+    logits = random_logits(6, 40, 1)
+    padded = np.concatenate([logits, np.full(10, 20, dtype=np.float32)])
+    limited, plain = Sampler(neutral(seed=7, **fields), 50, 40), Sampler(neutral(seed=7, **fields), 40)
+    limited.observe(np.array([3, 5, 49]))  # a prompt may hold any id of the model
+    plain.observe(np.array([3, 5]))
+    for found, wanted in zip(limited.distribution(padded), plain.distribution(logits), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert [limited.sample(padded) for _ in range(30)] == [plain.sample(logits) for _ in range(30)]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_an_engine_error(value: float, temperature: float) -> None:
