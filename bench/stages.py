@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     report["prefill_tokens_per_second"] = arguments.prefill / best_of(2, prefill)
     clock = EngineClock(model)
-    options = model.options(max_tokens=arguments.tokens + 1, temperature=0.8, seed=0)
+    options = model.options(max_tokens=arguments.tokens + 1, temperature=arguments.temperature, seed=0)
     generation = model.generate_tokens(ids[:16], options=options)
     next(generation)  # the prefill
     clock.seconds = 0.0
@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--temperature", type=float, default=0.8)
     print(json.dumps(measure(parser.parse_args()), indent=1))
     return 0
 
