@@ -83,12 +83,6 @@ class ExportOptions:
             "accuracy_level": self.accuracy_level,
         }
 
-    def notes(self) -> list[str]:
-        """Choices that have no effect."""
-        if self.decoder in ("f32", "f16"):
-            return [f"--method {self.method} has no effect on a decoder in {self.decoder}"]
-        return []
-
 
 @dataclass(frozen=True)
 class Plan:

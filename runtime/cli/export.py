@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="f32",
         help="type in which the graphs compute: f32 for CPUs, f16 for CUDA (default: f32)",
     )
-    parser.add_argument("--method", choices=["rtn"], default="rtn", help="how weights are rounded (default: rtn)")
+    parser.add_argument("--method", choices=["rtn"], help="how weights are rounded (default: rtn)")
     parser.add_argument(
         "--accuracy-level",
         type=int,
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         block_size=args.block_size,
         head=args.head,
         float_type=args.float_type,
-        method=args.method,
+        method=args.method or "rtn",
         accuracy_level=args.accuracy_level,
     )
     checkpoint = Checkpoint.open(checkpoint_directory(args.checkpoint))
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_output(args.out, plan, force=args.force)
     for line in describe_plan(plan, checkpoint.config):
         console.line(line)
-    for note in options.notes():
-        console.note(f"phisight: note: {note}")
+    if args.method and options.decoder in ("f32", "f16"):
+        console.note(f"phisight: note: --method {args.method} has no effect on a decoder in {options.decoder}")
     result: dict[str, Any] = {"out": str(args.out), "options": options.as_json(), "plan": plan.as_json()}
     if args.dry_run:
         if args.json:
