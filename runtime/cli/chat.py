@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import get_args
 
 from phisight.answer import Chunk, Stats
@@ -25,6 +21,7 @@ from phisight.cli.asking import (
     show,
 )
 from phisight.cli.console import Console
+from phisight.cli.interrupt import interrupt_as_event
 from phisight.conversation import Conversation
 from phisight.errors import InputError, PhisightError
 from phisight.model import Model
@@ -120,7 +117,7 @@ class Chat:
 
     def _ask(self, text: str) -> None:
         last, answered = Chunk(""), False
-        with _interrupt_as_event() as stop, StageBars(self._console) as bars:
+        with interrupt_as_event() as stop, StageBars(self._console) as bars:
             for chunk in self._conversation.ask(
                 text, self._waiting, mode=self._mode, options=self._options, cancel=stop.is_set, progress=bars.show
             ):
@@ -167,18 +164,3 @@ def _split(names: str) -> list[str]:
 def _read_line() -> str:
     """A line from the terminal, or from a pipe without a prompt."""
     return input("> " if sys.stdin.isatty() else "")
-
-
-@contextmanager
-def _interrupt_as_event() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising, so that the answer so far is kept."""
-    event = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        event.set()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
