@@ -17,7 +17,9 @@ from phisight.images import ImageSource
 from phisight.model import Model, StageProgress
 from phisight.naflex import Patches
 from phisight.options import GenerateOptions
-from phisight.prompt import DIRECT, Message, Mode, Prompt, SystemBlock, user_message
+from phisight.prompt import DIRECT, THINK_END, Message, Mode, Prompt, SystemBlock, user_message
+from phisight.sequence import IMAGE_SLOT
+from phisight.thought import ThoughtSplitter
 
 __all__ = ["Conversation"]
 
@@ -100,7 +102,15 @@ class Conversation:
         self._messages += [question, message]
         self._images = patches
         # A stop text is among the ids, but was not said: then the history is rendered anew.
-        self._said = (*prompt.ids, *ids, *self._turn_end) if exact else None
+        self._said = (*prompt.ids, *self._closed(ids, prompt.mode), *self._turn_end) if exact else None
+
+    def _closed(self, ids: tuple[int, ...], mode: Mode) -> tuple[int, ...]:
+        """The answer's ids, with the end of a thought that the answer was cut in."""
+        splitter = ThoughtSplitter.for_tokenizer(self._model.tokenizer, mode)
+        for token_id in ids:
+            splitter.feed(token_id)
+        end = self._model.tokenizer.id_of(THINK_END)
+        return (*ids, end) if splitter.in_thought and end is not None else ids
 
     def _prompt(self, messages: list[Message], num_images: int, mode: Mode) -> Prompt:
         """The prompt, with the history's ids as they were said where that is possible."""
@@ -110,7 +120,13 @@ class Conversation:
         rendered = self._history_ids(self._messages)
         if prompt.ids[: len(rendered)] != rendered:  # a template that renders an earlier turn otherwise later on
             return prompt
+        if self._letters(rendered) != self._letters(self._said):  # or one that leaves out earlier thoughts
+            return prompt
         return replace(prompt, ids=self._said + prompt.ids[len(rendered) :])
+
+    def _letters(self, ids: tuple[int, ...]) -> str:
+        """What ids say, but for white space, which rendering and tokens treat differently."""
+        return "".join(self._model.tokenizer.decode(i for i in ids if i != IMAGE_SLOT).split())
 
     def _history_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         build = self._model.prompts.build

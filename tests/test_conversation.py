@@ -10,6 +10,7 @@ import phisight
 from phisight.answer import Answer, collect
 from phisight.conversation import Conversation
 from phisight.errors import ImageError, PromptError
+from phisight.prompt import PromptBuilder, user_message
 
 PICTURES = Path(phisight.__file__).parent / "demo/pictures"
 QUESTION = "What is the value of the orange bar?"
@@ -107,3 +108,29 @@ def test_a_stop_text_is_not_kept(model: phisight.Model) -> None:
     second = ask(conversation, "What does the text say?", model)
     assert second.stats.cached_images == 1
     assert second.stats.reused_positions >= answer.stats.text_tokens + answer.stats.image_tokens
+
+
+def test_an_answer_cut_in_its_thought_is_closed_in_the_history(model: phisight.Model) -> None:
+    conversation = Conversation(model)
+    options = model.options(temperature=0, max_tokens=2)
+    cut = collect(conversation.ask(QUESTION, [PICTURES / "chart.png"], mode="think", options=options))
+    assert (cut.finish_reason, cut.text) == ("length", "")
+    assert cut.thought
+    prompt = conversation._prompt([*conversation.messages, user_message("And now?")], 1, "auto")
+    end = model.tokenizer.id_of("</think>")
+    assert list(prompt.ids).count(end) == 1
+    rendered = model.prompt([*conversation.messages, user_message("And now?")], 1)
+    assert conversation._letters(prompt.ids) == conversation._letters(rendered.ids)
+
+
+def test_a_template_that_drops_old_thoughts_has_its_way(model: phisight.Model) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}<|im_sep|>{{ m.content.split('</think>')[-1] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
+    )
+    other = phisight.load("demo", threads=1)
+    other.prompts = PromptBuilder(other.tokenizer, template)
+    conversation = Conversation(other)
+    assert ask(conversation, QUESTION, other, PICTURES / "chart.png", mode="think").thought
+    prompt = conversation._prompt([*conversation.messages, user_message("And now?")], 1, "auto")
+    assert other.tokenizer.id_of("<think>") not in prompt.ids
