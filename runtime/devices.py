@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from phisight.backends.ort_session import Device, import_onnxruntime
+from phisight.backends.ort_session import Device, import_onnxruntime, package_installed
 from phisight.errors import InputError
 
 __all__ = ["DeviceChoice", "DeviceRequest", "choose_device"]
@@ -35,7 +34,7 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     import_onnxruntime()
     if requested == "cpu":
         return DeviceChoice("cpu", "as asked for")
-    gpu_package = _installed("onnxruntime-gpu")
+    gpu_package = package_installed("onnxruntime-gpu")
     if requested == "cuda":
         if not gpu_package:
             raise InputError(
@@ -49,11 +48,3 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     if float_type != "f16":
         return DeviceChoice("cpu", "the model's graphs are float32, CUDA needs an export with --float f16")
     return DeviceChoice("cuda", "onnxruntime-gpu is installed and the model is float16; --device cpu avoids it")
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -21,6 +21,7 @@ __all__ = [
     "import_onnxruntime",
     "integer_products",
     "open_session",
+    "package_installed",
     "shrinking_run",
 ]
 
@@ -58,7 +59,7 @@ class SessionSettings:
 
 def import_onnxruntime() -> Any:
     """The onnxruntime module. Raises EngineError that names the extra, or two packages in each other's way."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if package_installed(name)]
     if len(installed) == 2:
         raise EngineError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
@@ -148,7 +149,8 @@ def _load_cuda_libraries(ort: Any) -> None:
             ort.preload_dlls()
 
 
-def _installed(name: str) -> bool:
+def package_installed(name: str) -> bool:
+    """Whether a distribution of this name is in the environment."""
     try:
         version(name)
     except PackageNotFoundError:

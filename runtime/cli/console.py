@@ -68,7 +68,7 @@ class Console:
         from tqdm import tqdm
 
         with tqdm(
-            total=total, desc=what, unit=unit, unit_scale=scale, disable=None, leave=False, file=sys.stderr, delay=0.5
+            total=total, desc=what, unit=unit, unit_scale=scale, disable=None, leave=False, file=sys.stderr
         ) as bar:
             yield ProgressBar(bar)
 
