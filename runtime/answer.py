@@ -75,7 +75,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. `text` may be empty when the thought took all tokens: see `finish_reason`."""
+    """A whole answer. `text` may be empty when the thought took all tokens: see `finish_reason`.
+
+    notes: what stands elsewhere in the prompt than the messages had it.
+    """
 
     text: str
     thought: str

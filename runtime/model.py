@@ -253,28 +253,29 @@ class Model:
 
         Raises PromptError, ImageError, InputError, EngineError.
         """
-        options = options or self.options()
         prompt = self.prompt(messages, len(images), mode=mode, system_block=system_block)
-        started = perf_counter()
-        patches = [self.preprocess(image, max_patches) for image in images]
-        preprocess_seconds = perf_counter() - started
-        return self.stream_prompt(
-            prompt, patches, options, preprocess_seconds=preprocess_seconds, cancel=cancel, progress=progress
-        )
+        return self.stream_prompt(prompt, images, options, max_patches=max_patches, cancel=cancel, progress=progress)
 
     def stream_prompt(
         self,
         prompt: Prompt,
-        patches: Sequence[Patches] = (),
+        images: Sequence[ImageSource | Patches] = (),
         options: GenerateOptions | None = None,
         *,
+        max_patches: int | None = None,
         preprocess_seconds: float = 0.0,
         cancel: Cancel | None = None,
         progress: StageProgress | None = None,
     ) -> Iterator[Chunk]:
-        """As `stream`, from a prompt and patches that are made already. Raises PromptError, EngineError."""
+        """As `stream`, from a prompt that is made already.
+
+        `preprocess_seconds` is what was spent before on images given as patches.
+        """
         options = options or self.options()
-        check_images(prompt, len(patches))
+        check_images(prompt, len(images))
+        started = perf_counter()
+        patches = [self.preprocess(image, max_patches) for image in images]
+        preprocess_seconds += perf_counter() - started
         self._check_length(prompt, patches, options)
         return self._stream(prompt, patches, preprocess_seconds, options, cancel, progress)
 
@@ -288,12 +289,9 @@ class Model:
         system_block: SystemBlock = "keep",
         max_patches: int | None = None,
     ) -> Answer:
-        """As `stream`, all at once."""
-        return collect(
-            self.stream(
-                messages, images, mode=mode, options=options, system_block=system_block, max_patches=max_patches
-            )
-        )
+        """As `stream`, all at once, with the prompt's notes."""
+        prompt = self.prompt(messages, len(images), mode=mode, system_block=system_block)
+        return collect(self.stream_prompt(prompt, images, options, max_patches=max_patches), prompt.notes)
 
     def _stream(
         self,

@@ -8,7 +8,11 @@ __all__ = ["StopTexts"]
 
 
 class StopTexts:
-    """Follows a stream of text. Text that may be the beginning of a stop text is held back."""
+    """Follows a stream of text. Text that may be the beginning of a stop text is held back.
+
+    The stop text that is complete first counts, and of several that end at one place the longest, so that it does not
+    matter in which pieces the text comes.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -20,10 +24,11 @@ class StopTexts:
         if self.found:
             return ""
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
             self.found = True
-            shown, self._held = self._held[: min(places)], ""
+            _, place = min(found)
+            shown, self._held = self._held[:place], ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -97,7 +97,10 @@ def note_limit(answered: bool, reason: FinishReason | None, console: Console) ->
     """Say that an answer was cut by the limit of tokens, and where."""
     if reason == "length":
         what = "before its end" if answered else "in the middle of its thought, without an answer"
-        console.note(f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens")
+        console.note(
+            f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens, "
+            "or the context if that is full"
+        )
 
 
 class StageBars:

@@ -17,6 +17,7 @@ from phisight.cli.asking import (
     show,
 )
 from phisight.cli.console import Console
+from phisight.errors import InputError
 from phisight.prompt import Message, SystemBlock, user_message
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = _standard_input() if args.prompt == "-" else args.prompt
     messages: list[Message] = [user_message(text, len(args.image))]
     system_block: SystemBlock = "none" if args.system == "none" else "keep"
     if args.system is not None and args.system != "none":
@@ -53,20 +54,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(f"phisight: note: {note}")
     chunks: list[Chunk] = []
     with StageBars(console) as bars:
-        for chunk in model.stream(
-            messages,
-            args.image,
-            mode=args.mode,
-            options=options,
-            system_block=system_block,
-            max_patches=args.max_patches,
-            progress=bars.show,
-        ):
-            bars.close()
-            if not args.json:
-                show(chunk, chunks[-1] if chunks else chunk, console)
-            chunks.append(chunk)
-    answer = collect(chunks)
+        stream = model.stream_prompt(prompt, args.image, options, max_patches=args.max_patches, progress=bars.show)
+        try:
+            for chunk in stream:
+                bars.close()
+                if not args.json:
+                    show(chunk, chunks[-1] if chunks else chunk, console)
+                chunks.append(chunk)
+        except KeyboardInterrupt:
+            if chunks and not args.json:
+                console.line()  # what was shown stays, on a line of its own
+            raise
+    answer = collect(chunks, prompt.notes)
     if args.json:
         document: dict[str, Any] = {
             "model": args.model,
@@ -74,13 +73,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "thought": answer.thought,
             "finish_reason": answer.finish_reason,
             "stats": answer.stats.as_json(),
-            "notes": [*model.notes, *prompt.notes],
+            "notes": [*model.notes, *answer.notes],
         }
         console.document(document)
-        return 0
-    console.line()
+    else:
+        console.line()
     note_limit(bool(answer.text), answer.finish_reason, console)
     if args.stats:
         for line in answer.stats.lines():
             console.note(line)
     return 0
+
+
+def _standard_input() -> str:
+    """The question, without the line end that a file or `echo` puts behind it."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not {error.encoding}: give a text in this encoding") from None
