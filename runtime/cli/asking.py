@@ -13,8 +13,32 @@ from phisight.errors import InputError
 from phisight.generate import FinishReason
 from phisight.model import Model, load
 from phisight.options import GenerateOptions
+from phisight.prompt import Message, SystemBlock
 
-__all__ = ["StageBars", "add_model_options", "add_question_options", "load_model", "note_limit", "options_from", "show"]
+__all__ = [
+    "SAMPLING",
+    "StageBars",
+    "add_model_options",
+    "add_question_options",
+    "load_model",
+    "note_limit",
+    "options_from",
+    "show",
+    "system_messages",
+]
+
+SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "thinking_budget",
+)
+"""Fields of GenerateOptions that have an option of their own."""
 
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:
@@ -67,20 +91,17 @@ def load_model(args: argparse.Namespace) -> Model:
 
 def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:
     """The model's defaults with what the user said. Raises InputError."""
-    names = (
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "seed",
-        "thinking_budget",
-    )
-    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    changes = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     if args.stop:
         changes["stop"] = tuple(args.stop)
     return model.options(**changes)
+
+
+def system_messages(system: str | None) -> tuple[list[Message], SystemBlock]:
+    """What --system means: messages to put first, and what becomes of the template's own system block."""
+    if system is None or system == "none":
+        return [], "keep" if system is None else "none"
+    return [{"role": "system", "content": system}], "keep"
 
 
 def show(chunk: Chunk, before: Chunk, console: Console) -> None:

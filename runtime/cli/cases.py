@@ -1,169 +1,148 @@
-"""The questions of a batch: lines of JSON, each read into a case or into what is wrong with it."""
+"""The cases of `phisight batch`: a file with one JSON object on each line.
+
+bytes -> lines -> JSON -> checked fields -> Case: a question, or what is wrong with the line
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from phisight.cli.asking import SAMPLING, system_messages
 from phisight.errors import InputError
-from phisight.prompt import Message, Mode, user_message
+from phisight.prompt import Message, Mode, SystemBlock, user_message
 
-__all__ = ["BadCase", "Case", "read_cases"]
+__all__ = ["Case", "Question", "read_cases"]
 
-OPTION_KEYS = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "thinking_budget",
-)
-KEYS = ("id", "prompt", "messages", "image", "images", "mode", "system", "max_patches", *OPTION_KEYS)
+FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "id": ((str, int), "a text or a whole number"),
+    "prompt": (str, "a text"),
+    "messages": (list, "a list of messages"),
+    "image": (str, "the name of a file"),
+    "images": (list, "a list of names of files"),
+    "mode": (str, ", ".join(get_args(Mode))),
+    "system": (str, "a text"),
+    "max_patches": (int, "a whole number"),
+}
+"""What a case may hold beside SAMPLING, whose values GenerateOptions checks."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. `changes` are fields of GenerateOptions, as `mode` and `max_patches` only what the case says."""
+
+    messages: tuple[Message, ...]
+    images: tuple[Path, ...]
+    system_block: SystemBlock
+    mode: Mode | None
+    max_patches: int | None
+    changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question. None stands for what the line leaves to the command.
+    """One line of the file: a question, or in words what is wrong.
 
-    source: the line as it was parsed, of which a digest can be made.
-    options: those fields of GenerateOptions that the line gives.
+    line: its number, from 1. id: the case's own, if it has one.
+    key: a digest of the case and of what else decides its answer; equal cases are numbered, so that keys are unique.
     """
 
     line: int
-    id: str | int
-    source: Any
-    messages: tuple[Message, ...]
-    images: tuple[Path, ...]
-    mode: Mode | None = None
-    system: str | None = None
-    max_patches: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    id: str | int | None
+    key: str
+    question: Question | str
 
 
-@dataclass(frozen=True)
-class BadCase:
-    """A line that is no question, and why."""
+def read_cases(path: Path, settings: Mapping[str, Any]) -> list[Case]:
+    """All cases of a file in UTF-8; empty lines are passed over. `settings` is what else decides the answers.
 
-    line: int
-    id: str | int
-    source: Any
-    problem: str
-
-
-def read_cases(path: Path) -> list[Case | BadCase]:
-    """All cases of a file in order; lines without content are none.
-
-    Raises InputError if the file cannot be read, is not UTF-8, has not one line that is a JSON object, or has an id
-    twice.
+    File names are relative to the file's folder; `settings["system"]` heads the cases that have no system message.
+    Raises InputError for a file that cannot be read or has not one usable case.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise InputError(f"{path}: the cases cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    # Not splitlines: JSON may hold U+2028 and its like as they are.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    cases = [_read_line(number, line, path.parent) for number, line in lines]
-    if not any(isinstance(case.source, dict) for case in cases):
-        raise InputError(f'{path} has no line that is a JSON object: one like {{"prompt": "..."}} per line is wanted')
-    seen: dict[str | int, int] = {}
-    for case in cases:
-        if case.id in seen:
-            raise InputError(f"{path}: lines {seen[case.id]} and {case.line} have the same id {case.id!r}")
-        seen[case.id] = case.line
+        raise InputError(f"{path} cannot be read: {error.strerror or error}: give a file of cases") from None
+    decided = json.dumps(settings, sort_keys=True).encode()
+    seen: Counter[bytes] = Counter()
+    lines_of_ids: dict[str | int, int] = {}
+    cases = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        case_id = None
+        try:
+            fields = _read_fields(line)
+            identity = json.dumps(fields, sort_keys=True).encode()
+            case_id = fields.get("id")
+            question: Question | str = _read_question(fields, path.parent, settings.get("system"))
+            if case_id is not None and lines_of_ids.setdefault(case_id, number) != number:
+                question = f"id {case_id!r} is that of line {lines_of_ids[case_id]} too: give each case its own"
+        except InputError as error:
+            question, identity = str(error), line
+        seen[identity] += 1
+        key = hashlib.sha256(b"\0".join([decided, identity, str(seen[identity]).encode()])).hexdigest()[:16]
+        cases.append(Case(number, case_id, key, question))
+    if not any(isinstance(case.question, Question) for case in cases):
+        first = f": line {cases[0].line}: {cases[0].question}" if cases else ": it is empty"
+        raise InputError(f"{path} has no usable case{first}")
     return cases
 
 
-def _read_line(number: int, line: str, folder: Path) -> Case | BadCase:
+def _read_fields(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line, known fields of the right types alone."""
     try:
-        source = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return BadCase(number, number, line, f"line {number} is not JSON: {error}")
-    if not isinstance(source, dict):
-        return BadCase(number, number, source, f"line {number} is {type(source).__name__}: a JSON object is wanted")
-    given = source.get("id", number)
-    id_: str | int = given if isinstance(given, str | int) and not isinstance(given, bool) else number
-    try:
-        return _read_case(number, id_, source, folder)
-    except InputError as error:
-        return BadCase(number, id_, source, f"line {number}: {error}")
+        fields = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"the line is not UTF-8 from byte {error.start} on: convert the file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the line is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"the line is a JSON {type(fields).__name__}: an object with a prompt is wanted")
+    if unknown := sorted(fields.keys() - FIELDS.keys() - set(SAMPLING)):
+        known = ", ".join([*FIELDS, *SAMPLING])
+        raise InputError(f"there is no {', '.join(map(repr, unknown))} in a case: wanted are {known}")
+    for name, (types, wanted) in FIELDS.items():
+        value = fields.get(name, ...)
+        if value is not ... and (not isinstance(value, types) or isinstance(value, bool)):
+            raise InputError(f"{name} is {value!r}: give {wanted}")
+    return fields
 
 
-def _read_case(number: int, id_: str | int, source: dict[str, Any], folder: Path) -> Case:
-    unknown = [key for key in source if key not in KEYS]
-    if unknown:
-        raise InputError(f"unknown keys {', '.join(map(repr, unknown))}: known are {', '.join(KEYS)}")
-    if "id" in source and id_ is not source["id"]:
-        raise InputError(f"id is {source['id']!r}: a string or a whole number is wanted")
-    images = _image_names(source)
-    return Case(
-        line=number,
-        id=id_,
-        source=source,
-        messages=_messages(source, len(images)),
-        images=tuple(folder / name for name in images),
-        mode=_mode(source.get("mode")),
-        system=_system(source),
-        max_patches=_max_patches(source.get("max_patches")),
-        options={key: _option(key, source[key]) for key in OPTION_KEYS if key in source},
+def _read_question(fields: Mapping[str, Any], folder: Path, system: str | None) -> Question:
+    for one, other in (("prompt", "messages"), ("image", "images"), ("system", "messages")):
+        if one in fields and other in fields:
+            raise InputError(f"the case has both {one} and {other}: give one of them")
+    names = [fields["image"]] if "image" in fields else fields.get("images", [])
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"images has {name!r}: give {FIELDS['images'][1]}")
+    if "mode" in fields and fields["mode"] not in get_args(Mode):
+        raise InputError(f"mode is {fields['mode']!r}: give {FIELDS['mode'][1]}")
+    opening, system_block = system_messages(fields.get("system", system))
+    if "messages" in fields:
+        messages = fields["messages"]
+        if not messages:
+            raise InputError("messages is empty: give at least one")
+        if any(isinstance(message, dict) and message.get("role") == "system" for message in messages):
+            opening = []
+    elif "prompt" in fields:
+        messages = [user_message(fields["prompt"], len(names))]
+    else:
+        raise InputError("the case has neither prompt nor messages: give one of them")
+    changes = {name: fields[name] for name in SAMPLING if name in fields}
+    if isinstance(stop := changes.get("stop"), list | str):
+        changes["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Question(
+        (*opening, *messages),
+        tuple(folder / name for name in names),
+        system_block,
+        fields.get("mode"),
+        fields.get("max_patches"),
+        changes,
     )
-
-
-def _image_names(source: dict[str, Any]) -> list[str]:
-    if "image" in source and "images" in source:
-        raise InputError("there are both image and images: give one of them")
-    names = [source["image"]] if "image" in source else source.get("images", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError("image is a file name, images a list of them")
-    return names
-
-
-def _messages(source: dict[str, Any], num_images: int) -> tuple[Message, ...]:
-    if ("prompt" in source) == ("messages" in source):
-        raise InputError("give either prompt or messages")
-    if "messages" in source:
-        if not isinstance(source["messages"], list):
-            raise InputError(f"messages is {type(source['messages']).__name__}: a list is wanted")
-        return tuple(source["messages"])
-    if not isinstance(source["prompt"], str):
-        raise InputError(f"prompt is {type(source['prompt']).__name__}: a string is wanted")
-    return (user_message(source["prompt"], num_images),)
-
-
-def _mode(mode: object) -> Mode | None:
-    if mode is None:
-        return None
-    for known in get_args(Mode):
-        if mode == known:
-            found: Mode = known
-            return found
-    raise InputError(f"mode is {mode!r}, wanted {', '.join(get_args(Mode))}")
-
-
-def _system(source: dict[str, Any]) -> str | None:
-    system = source.get("system")
-    if system is not None and not isinstance(system, str):
-        raise InputError(f"system is {type(system).__name__}: a string is wanted")
-    if system is not None and "messages" in source:
-        raise InputError("system goes with prompt: put it into the messages")
-    return system
-
-
-def _max_patches(count: object) -> int | None:
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise InputError(f"max_patches is {count!r}: a whole number, 1 or more, is wanted")
-    return count
-
-
-def _option(key: str, value: Any) -> Any:
-    """As GenerateOptions has it, which checks it: JSON has no tuples."""
-    if key == "stop":
-        return tuple(value) if isinstance(value, list) else (value,)
-    return value

@@ -15,10 +15,11 @@ from phisight.cli.asking import (
     note_limit,
     options_from,
     show,
+    system_messages,
 )
 from phisight.cli.console import Console
 from phisight.errors import InputError
-from phisight.prompt import Message, SystemBlock, user_message
+from phisight.prompt import user_message
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -43,10 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     text = _standard_input() if args.prompt == "-" else args.prompt
-    messages: list[Message] = [user_message(text, len(args.image))]
-    system_block: SystemBlock = "none" if args.system == "none" else "keep"
-    if args.system is not None and args.system != "none":
-        messages.insert(0, {"role": "system", "content": args.system})
+    opening, system_block = system_messages(args.system)
+    messages = [*opening, user_message(text, len(args.image))]
     model = load_model(args)
     options = options_from(args, model)
     prompt = model.prompt(messages, len(args.image), mode=args.mode, system_block=system_block)
