@@ -11,7 +11,7 @@ from phisight.stopping import StopTexts
 from phisight.thought import Channel, ThoughtSplitter
 from phisight.tokenizer import IncrementalDecoder, Tokenizer
 
-__all__ = ["Answer", "Chunk", "Stats", "collect", "stream_text"]
+__all__ = ["Answer", "Chunk", "PromptCost", "Stats", "cancelled_early", "collect", "stream_text"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Stats:
     """Counts and stage times of one answer. Times in seconds, each of its stage alone.
 
     image_tokens and text_tokens are those of the prompt, reused_positions of both were in the KV cache already;
-    cached_images had their features at hand.
+    cached_images had their features at hand. seed is None when nothing was to be drawn any more: the answer was
+    cancelled while its images were encoded.
     """
 
     preprocess_seconds: float
@@ -35,7 +36,7 @@ class Stats:
     thought_tokens: int
     generated_tokens: int
     decode_steps: int
-    seed: int
+    seed: int | None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,9 +53,10 @@ class Stats:
             f"prompt:  {self.text_tokens} text and {self.image_tokens} image tokens{reused}: "
             f"{self.prefill_seconds:.2f} s{_rate(self.prefill_positions, self.prefill_seconds)}"
         )
+        seed = "" if self.seed is None else f", seed {self.seed}"
         yield (
             f"answer:  {self.generated_tokens} tokens, {self.thought_tokens} of them thought: "
-            f"{self.decode_seconds:.2f} s{_rate(self.decode_steps, self.decode_seconds)}, seed {self.seed}"
+            f"{self.decode_seconds:.2f} s{_rate(self.decode_steps, self.decode_seconds)}{seed}"
         )
 
 
@@ -123,10 +125,15 @@ def stream_text(
         if held:
             yield Chunk(held)
         reason: FinishReason = "stop" if stops.found else generation.finish_reason or "cancelled"
-        stats = _stats(generation.timings, generation.seed, splitter, cost)
+        stats = _stats(cost, generation.timings, generation.seed, splitter.thought_tokens)
         yield Chunk("", channel, reason, stats, tuple(ids))
     finally:
         generation.close()
+
+
+def cancelled_early(cost: PromptCost) -> Chunk:
+    """All there is of an answer that was cancelled while its images were encoded."""
+    return Chunk("", finish_reason="cancelled", stats=_stats(cost, Timings(), seed=None, thought_tokens=0))
 
 
 def collect(chunks: Iterable[Chunk], notes: tuple[str, ...] = ()) -> Answer:
@@ -150,14 +157,14 @@ def _chunks(text: str, channel: Channel, stops: StopTexts) -> Iterator[Chunk]:
         yield Chunk(shown, channel)
 
 
-def _stats(timings: Timings, seed: int, splitter: ThoughtSplitter, cost: PromptCost) -> Stats:
+def _stats(cost: PromptCost, timings: Timings, seed: int | None, thought_tokens: int) -> Stats:
     return Stats(
         **asdict(cost),
         prefill_seconds=timings.prefill_seconds,
         decode_seconds=timings.decode_seconds,
         reused_positions=timings.reused_positions,
         prefill_positions=timings.prefill_positions,
-        thought_tokens=splitter.thought_tokens,
+        thought_tokens=thought_tokens,
         generated_tokens=timings.generated_tokens,
         decode_steps=timings.decode_steps,
         seed=seed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -18,12 +18,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phisight.answer import Answer, Chunk, PromptCost, collect, stream_text
+from phisight.answer import Answer, Chunk, PromptCost, cancelled_early, collect, stream_text
 from phisight.backends.base import Decoder, VisionEncoder
 from phisight.cached_decoder import CachedDecoder, Cancel
 from phisight.chat_template import read_chat_template
 from phisight.config import ImageBudget
-from phisight.errors import ImageError, ModelDirError, PromptError
+from phisight.errors import Cancelled, ImageError, InputError, ModelDirError, PromptError
 from phisight.generate import ControlIds, Generation
 from phisight.images import ImageSource
 from phisight.manifest import Manifest
@@ -117,16 +117,6 @@ def load(
     )
 
 
-@dataclass(frozen=True)
-class EncodedImages:
-    """Features of a prompt's images, and what they cost."""
-
-    features: tuple[ImageFeatures, ...]
-    preprocess_seconds: float
-    encode_seconds: float
-    cached: int
-
-
 class Model:
     """A loaded model. One answer at a time; not for two threads at once.
 
@@ -175,11 +165,18 @@ class Model:
         return GenerateOptions(**{"temperature": defaults.temperature, "top_p": defaults.top_p} | changes)
 
     def preprocess(self, image: ImageSource | Patches, max_patches: int | None = None) -> Patches:
-        """Image -> patches under the checkpoint's budget, or a smaller one. Raises ImageError, InputError."""
+        """Image -> patches under the checkpoint's budget, or a smaller one of `max_patches`; patches stay as they are.
+
+        Raises ImageError, and InputError for `max_patches` beyond what the model was trained on.
+        """
         if isinstance(image, Patches):
             return image
         budget = self.budget
         most = budget.max_patches if max_patches is None else max_patches
+        if not 1 <= most <= budget.max_patches:
+            raise InputError(
+                f"max_patches is {most}, wanted 1 to {budget.max_patches}, the most that the model was trained on"
+            )
         return preprocess(image, most, min(budget.min_patches, most))
 
     def encode_image(self, patches: Patches) -> NDArray[np.float32]:
@@ -214,9 +211,11 @@ class Model:
         progress: StageProgress | None = None,
     ) -> Generation:
         """Continue ids (n,) with -200 where an image goes. Iterating yields objects with `token_id`; the end token
-        ends it. Raises PromptError, EngineError.
+        ends it. The images are encoded before this returns.
+
+        Raises PromptError, EngineError, and Cancelled between two images; later, a cancel ends the iteration.
         """
-        sequence = self._splice(ids, self._encode(images, progress))
+        sequence = self._splice(ids, self._encode(images, progress, cancel))
         return self._generation(sequence, options or self.options(), starts_in_thought, cancel, progress)
 
     def prompt(
@@ -302,22 +301,33 @@ class Model:
         cancel: Cancel | None,
         progress: StageProgress | None,
     ) -> Iterator[Chunk]:
-        cached = sum(p.digest in self._features for p in patches)
+        cost = PromptCost(
+            preprocess_seconds,
+            encode_seconds=0.0,
+            images=len(patches),
+            cached_images=sum(p.digest in self._features for p in patches),
+            image_tokens=sum(p.num_patches for p in patches),
+            text_tokens=len(prompt.ids) - prompt.num_images,
+        )
         started = perf_counter()
-        features = self._encode(patches, progress)
-        encode_seconds = perf_counter() - started
+        try:
+            features = self._encode(patches, progress, cancel)
+        except Cancelled:
+            yield cancelled_early(replace(cost, encode_seconds=perf_counter() - started))
+            return
+        cost = replace(cost, encode_seconds=perf_counter() - started)
         sequence = self._splice(prompt.ids, features)
         generation = self._generation(sequence, options, prompt.mode == "think", cancel, progress)
-        image_tokens = sum(p.num_patches for p in patches)
-        cost = PromptCost(
-            preprocess_seconds, encode_seconds, len(patches), cached, image_tokens, len(sequence) - image_tokens
-        )
         splitter = ThoughtSplitter.for_tokenizer(self.tokenizer, prompt.mode)
         yield from stream_text(generation, self.tokenizer, splitter, StopTexts(options.stop), cost)
 
-    def _encode(self, patches: Sequence[Patches], progress: StageProgress | None = None) -> list[ImageFeatures]:
+    def _encode(
+        self, patches: Sequence[Patches], progress: StageProgress | None = None, cancel: Cancel | None = None
+    ) -> list[ImageFeatures]:
         features = []
         for number, image in enumerate(patches):
+            if cancel is not None and cancel():
+                raise Cancelled(f"cancelled after {number} of {len(patches)} images")
             if progress is not None:
                 progress("encode", number, len(patches))
             features.append(ImageFeatures(image.digest, self.encode_image(image)))
