@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
 from typing import NoReturn
 
-from phisight.cli.console import Console
+from phisight.cli.console import Console, OutputError
 from phisight.errors import PhisightError
 
 __all__ = ["main"]
@@ -53,34 +53,47 @@ class Parser(argparse.ArgumentParser):
     """Bad arguments are one line and exit code 2, as all bad input is."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"phisight: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"phisight: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    console = Console()
     try:
-        args, module = _parse(sys.argv[1:] if arguments is None else list(arguments))
-        console = Console(as_json=getattr(args, "json", False))
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 2
-    try:
-        code: int = module.run(args, console)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader has gone, as with `| head`: point standard output elsewhere, or Python complains at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _run(sys.argv[1:] if arguments is None else list(arguments), console)
+    except OutputError as error:
+        error.release()
+        if not error.reader_gone:
+            with suppress(OutputError):
+                console.note(f"phisight: error: {error}")
         return 1
+
+
+def _run(arguments: list[str], console: Console) -> int:
+    debug = False
+    try:
+        args, module = _parse(arguments)
+        debug = args.debug
+        console.as_json = getattr(args, "json", False)
+        code: int = module.run(args, console)
+        return code
+    except SystemExit as exit_:  # help, the version, or what is wrong with the arguments
+        console.write("")
+        return exit_.code if isinstance(exit_.code, int) else 2
     except KeyboardInterrupt:
+        console.end_lines()
         console.note("phisight: interrupted")
         return 130
+    except OutputError:
+        raise
     except PhisightError as error:
-        return _report(error, error.exit_code, args.debug, console)
+        return _report(error, error.exit_code, debug, console)
     except Exception as error:
-        return _report(error, 1, args.debug, console, f"unexpected {type(error).__name__}: ")
+        return _report(error, 1, debug, console, f"unexpected {type(error).__name__}: ")
 
 
 def _report(error: Exception, code: int, debug: bool, console: Console, prefix: str = "") -> int:
+    console.end_lines()
     if debug:
         traceback.print_exception(error)
     console.note(f"phisight: error: {prefix}{' '.join(str(error).split())}")

@@ -54,16 +54,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     chunks: list[Chunk] = []
     with StageBars(console) as bars:
         stream = model.stream_prompt(prompt, args.image, options, max_patches=args.max_patches, progress=bars.show)
-        try:
-            for chunk in stream:
-                bars.close()
-                if not args.json:
-                    show(chunk, chunks[-1] if chunks else chunk, console)
-                chunks.append(chunk)
-        except KeyboardInterrupt:
-            if chunks and not args.json:
-                console.line()  # what was shown stays, on a line of its own
-            raise
+        for chunk in stream:
+            bars.close()
+            if not args.json:
+                show(chunk, chunks[-1] if chunks else chunk, console)
+            chunks.append(chunk)
     answer = collect(chunks, prompt.notes)
     if args.json:
         document: dict[str, Any] = {
