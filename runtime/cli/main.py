@@ -87,16 +87,17 @@ def _run(arguments: list[str], console: Console) -> int:
     except OutputError:
         raise
     except PhisightError as error:
-        return _report(error, error.exit_code, debug, console)
+        return _report(error, str(error), error.exit_code, debug, console)
     except Exception as error:
-        return _report(error, 1, debug, console, f"unexpected {type(error).__name__}: ")
+        said = f"unexpected {type(error).__name__}" + (f": {error}" if str(error) else "")
+        return _report(error, said, 1, debug, console)
 
 
-def _report(error: Exception, code: int, debug: bool, console: Console, prefix: str = "") -> int:
+def _report(error: Exception, said: str, code: int, debug: bool, console: Console) -> int:
     console.end_lines()
     if debug:
         traceback.print_exception(error)
-    console.note(f"phisight: error: {prefix}{' '.join(str(error).split())}")
+    console.note(f"phisight: error: {' '.join(said.split())}")
     return code
 
 
