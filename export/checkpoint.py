@@ -70,7 +70,8 @@ class SourceTensor:
 class Checkpoint:
     """A validated checkpoint directory.
 
-    `config` is what config.json says, `tensors` maps every name to its source, unused ones included.
+    `config` is what config.json says, `tensors` maps every name to its source, unused ones included, in the
+    order of the files and of the names in each.
     """
 
     def __init__(self, directory: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
@@ -94,10 +95,9 @@ class Checkpoint:
         found = _tensors_on_disk(path, problems)
         expected = expected_tensors(config)
         tensors = {}
-        for name, spec in expected.items():
-            if name not in found:
+        for name, (handle, shape, dtype) in found.items():
+            if (spec := expected.get(name)) is None:
                 continue
-            handle, shape, dtype = found[name]
             if shape != spec.shape:
                 problems.append(f"{name} has shape {list(shape)}, wanted {list(spec.shape)}")
             if dtype not in DTYPES:
@@ -144,7 +144,7 @@ def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, tuple[Any, tu
         unlisted = sorted(held.keys() - listed)
         if unlisted:
             problems.append(f"{shard} holds what {INDEX} does not list in it: {', '.join(unlisted)}")
-        found.update({name: held[name] for name in held.keys() & listed})
+        found.update({name: part for name, part in held.items() if name in listed})
     return found
 
 
@@ -171,7 +171,7 @@ def _open_file(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[in
         ) from None
     try:
         handle: Any = safe_open(path, framework="numpy")
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  not a mapping
+        slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         problems.append(f"{path.name} is damaged or cut short ({error}): download it again")
         return {}

@@ -8,16 +8,20 @@ from pathlib import Path
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.directory import check_place, new_directory
+from phisight.export.gguf_directory import GgufNames, modelfile
+from phisight.export.gguf_plan import GgufPlan
+from phisight.export.gguf_writer import write_mmproj, write_text
 from phisight.export.names import EMBEDDINGS
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_vision import build_vision
-from phisight.export.onnx_writer import Progress, write_embeddings, write_graph
+from phisight.export.onnx_writer import write_embeddings, write_graph
 from phisight.export.output import OutputDirectory
+from phisight.export.parallel import Progress
 from phisight.export.plan import ExportOptions, Plan, make_plan
 from phisight.manifest import FILE_NAME, Manifest
 from phisight.quant.scheme import ChannelScheme
 
-__all__ = ["check_output", "export_onnx", "plan_export"]
+__all__ = ["check_output", "check_tokenizer", "export_gguf", "export_onnx", "plan_export"]
 
 COPIED = (
     "tokenizer.json",
@@ -32,14 +36,19 @@ COPIED = (
 
 def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> Plan:
     """The plan, and whether the checkpoint has what else the export needs. Raises InputError."""
+    check_tokenizer(checkpoint)
+    return make_plan(checkpoint.config, options)
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raises InputError if the checkpoint has no tokenizer."""
     if not (checkpoint.directory / COPIED[0]).is_file():
         raise InputError(
             f"checkpoint {checkpoint.directory} has no {COPIED[0]}: download it with the checkpoint's other files"
         )
-    return make_plan(checkpoint.config, options)
 
 
-def check_output(out: Path, plan: Plan, *, force: bool) -> None:
+def check_output(out: Path, plan: Plan | GgufPlan, *, force: bool) -> None:
     """Refuse an existing directory without `force`, anything but a model with it, a disk without room."""
     check_place(out, plan.total_bytes(), kind="an exported model", ours=_is_model, force=force)
 
@@ -60,31 +69,74 @@ def export_onnx(
     with new_directory(out) as work:
         output = OutputDirectory(work)
         _write_files(checkpoint, plan, output, progress)
-        manifest = Manifest(
-            format="onnx",
-            phisight=version("phisight"),
-            model=checkpoint.config,
-            options=plan.options.as_json(),
-            files=output.entries,
-            tensors=plan.entries(),
-        )
+        manifest = _manifest("onnx", checkpoint, plan, output)
+        manifest.write(work)
+    return manifest
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    plan: GgufPlan,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda weights: None,
+) -> Manifest:
+    """Write a directory of GGUF files, with the tower as ONNX beside them if planned. As `export_onnx`.
+
+    Raises EngineError where a type needs ggml's quantiser and llama-cpp-python is missing.
+    """
+    check_output(out, plan, force=force)
+    names = GgufNames.of(plan.options, has_vision=checkpoint.config.vision is not None)
+    with new_directory(out) as work:
+        output = OutputDirectory(work)
+        if names.mmproj is not None:
+            write_mmproj(names.mmproj, checkpoint, plan, output, progress)
+        if plan.onnx is not None:
+            _write_vision(checkpoint, plan.onnx, output, progress)
+        write_text(names.text, checkpoint, plan, output, progress)
+        with output.open("Modelfile") as file:
+            file.write(modelfile(names, checkpoint.config).encode())
+        _copy_files(checkpoint, output)
+        manifest = _manifest("gguf", checkpoint, plan, output)
         manifest.write(work)
     return manifest
 
 
 def _write_files(checkpoint: Checkpoint, plan: Plan, output: OutputDirectory, progress: Progress) -> None:
-    config = checkpoint.config
-    if config.vision is not None:
-        graph, jobs = build_vision(config.vision, config.decoder.hidden_size, plan, "vision.onnx.data")
-        write_graph(graph, jobs, checkpoint, output, progress)
-    graph, jobs = build_decoder(config.decoder, plan, "decoder.onnx.data")
+    if checkpoint.config.vision is not None:
+        _write_vision(checkpoint, plan, output, progress)
+    graph, jobs = build_decoder(checkpoint.config.decoder, plan, "decoder.onnx.data")
     write_graph(graph, jobs, checkpoint, output, progress)
     scheme = plan.schemes[EMBEDDINGS]
     assert not isinstance(scheme, ChannelScheme)
     write_embeddings(checkpoint.tensors[EMBEDDINGS], scheme, output, progress)
+    _copy_files(checkpoint, output)
+
+
+def _write_vision(checkpoint: Checkpoint, plan: Plan, output: OutputDirectory, progress: Progress) -> None:
+    config = checkpoint.config
+    if config.vision is None:
+        raise ValueError("a text-only checkpoint has no tower")
+    graph, jobs = build_vision(config.vision, config.decoder.hidden_size, plan, "vision.onnx.data")
+    write_graph(graph, jobs, checkpoint, output, progress)
+
+
+def _copy_files(checkpoint: Checkpoint, output: OutputDirectory) -> None:
     for name in COPIED:
         if (checkpoint.directory / name).is_file():
             output.copy(checkpoint.directory / name)
+
+
+def _manifest(form: str, checkpoint: Checkpoint, plan: Plan | GgufPlan, output: OutputDirectory) -> Manifest:
+    return Manifest(
+        format=form,
+        phisight=version("phisight"),
+        model=checkpoint.config,
+        options=plan.options.as_json(),
+        files=output.entries,
+        tensors=plan.entries(),
+    )
 
 
 def _is_model(directory: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint: its name, shape and the part of the model that it belongs to.
+"""Every tensor of a checkpoint: its name, shape, the part of the model that it belongs to, and its name in a GGUF.
 
 Names and shapes are those of the official checkpoint (695 tensors for the 15B model).
 """
@@ -23,6 +23,7 @@ __all__ = [
     "TensorSpec",
     "decoder_layer",
     "expected_tensors",
+    "gguf_name",
     "vision_layer",
 ]
 
@@ -49,6 +50,48 @@ class TensorSpec:
     def size(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+
+GGUF_DECODER_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GGUF_VISION_LAYER = {
+    "layer_norm1": "ln1",
+    "layer_norm2": "ln2",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_out",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+}
+GGUF_NAMES = {
+    EMBEDDINGS: "token_embd.weight",
+    FINAL_NORM: "output_norm.weight",
+    HEAD: "output.weight",
+    POSITION_TABLE: "v.position_embd.weight",
+}
+"""llama.cpp's names (https://github.com/ggml-org/llama.cpp, gguf-py/gguf/tensor_mapping.py)."""
+
+
+def gguf_name(name: str) -> str:
+    """The name of a used tensor in a GGUF file: the text file's, or the mmproj's for tower and projector."""
+    if name in GGUF_NAMES:
+        return GGUF_NAMES[name]
+    stem, _, kind = name.rpartition(".")
+    if stem == PATCH_EMBEDDING:
+        return f"v.patch_embd.{kind}"
+    if stem in PROJECTOR:
+        return f"mm.{stem.rsplit('.', 1)[1]}.{kind}"
+    tower = name.startswith(VISION)
+    index, _, inner = stem.partition("layers.")[2].partition(".")
+    table = GGUF_VISION_LAYER if tower else GGUF_DECODER_LAYER
+    return f"{'v.blk' if tower else 'blk'}.{index}.{table[inner]}.{kind}"
 
 
 def decoder_layer(index: int) -> str:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.errors import CheckpointError
 from phisight.export.checkpoint import Checkpoint, SourceTensor
 from phisight.export.onnx_graph import ExternalTensor, GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, BlockJob, ChannelJob, FloatJob, WeightJob
 from phisight.export.output import OutputDirectory, OutputFile
+from phisight.export.parallel import Progress, in_parallel, naming
 from phisight.quant.blocks import Blocks, quantize_blocks, quantize_channels
+from phisight.quant.floats import to_float_type
 from phisight.quant.packing import pack_matmul_nbits
 from phisight.quant.scheme import BlockScheme, FloatScheme
 
-__all__ = ["Progress", "write_embeddings", "write_graph"]
+__all__ = ["write_embeddings", "write_graph"]
 
-Progress = Callable[[int], None]
-"""Called with the number of weights done since the last call."""
-
-T = TypeVar("T")
-R = TypeVar("R")
-WORKERS = 2
-"""Threads that quantise while one writes: NumPy releases the interpreter for them. More would hold more slices."""
+FLOAT_NAMES = {"float32": "F32", "float16": "F16"}
 
 
 def write_graph(
@@ -57,14 +49,14 @@ def write_embeddings(
     rows, columns = source.shape
     if isinstance(scheme, FloatScheme):
         dtype = np.dtype(np.float32 if scheme.dtype == "f32" else np.float16)
-        with _npy(output, "embeddings.npy", dtype, (rows, columns)) as file, _naming(source.spec.name):
+        with _npy(output, "embeddings.npy", dtype, (rows, columns)) as file, naming(source.spec.name):
             for chunk in source.chunks():
-                file.write_array(_floats(chunk, dtype))
+                file.write_array(to_float_type(chunk, FLOAT_NAMES[dtype.name]))
                 progress(chunk.size)
         return
     scales = []
-    with _npy(output, "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file, _naming(source.spec.name):
-        for blocks in _parallel(lambda c: quantize_blocks(c, scheme), source.chunks()):
+    with _npy(output, "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file, naming(source.spec.name):
+        for blocks in in_parallel(lambda c: quantize_blocks(c, scheme), source.chunks()):
             q = blocks.q.reshape(len(blocks.q), -1)[:, :columns]
             file.write_array(np.ascontiguousarray(q))
             scales.append(blocks.scale)
@@ -85,17 +77,17 @@ def _write_job(
         file.write_array(job.array)
         return
     source = checkpoint.tensors[job.source]
-    with _naming(job.source):
+    with naming(job.source):
         match job:
             case FloatJob(_, target, dtype, transpose):
                 file.pad_to(externals[target].offset)
                 for chunk in source.column_chunks() if transpose else source.chunks():
-                    file.write_array(_floats(chunk.T if transpose else chunk, np.dtype(dtype)))
+                    file.write_array(to_float_type(chunk.T if transpose else chunk, FLOAT_NAMES[dtype]))
                     progress(chunk.size)
             case BlockJob(_, packed, scales, scheme):
                 file.pad_to(externals[packed].offset)
                 collected = []
-                for data, scale in _parallel(_packer(scheme), source.chunks()):
+                for data, scale in in_parallel(_packer(scheme), source.chunks()):
                     file.write_array(data)
                     collected.append(scale)
                     progress(len(scale) * source.shape[1])
@@ -110,45 +102,12 @@ def _write_job(
                 progress(source.size)
 
 
-@contextmanager
-def _naming(tensor: str) -> Iterator[None]:
-    """What is wrong with weights is said with the tensor's name."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{tensor}: {error}") from error
-
-
-def _floats(chunk: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """In the type of the file. Raises CheckpointError for what is not finite there."""
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(chunk, dtype)
-    if not np.isfinite(converted).all():
-        raise CheckpointError(
-            f"weights reach {np.abs(chunk).max()}, which {dtype} cannot hold: "
-            + ("the checkpoint is damaged" if dtype == np.float32 else "export to f32, or the checkpoint is damaged")
-        )
-    return converted
-
-
 def _packer(scheme: BlockScheme) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float16]]]:
     def pack(chunk: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         blocks: Blocks = quantize_blocks(chunk, scheme)
         return pack_matmul_nbits(blocks.q, scheme.bits), blocks.scale
 
     return pack
-
-
-def _parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` on a few threads, in order, with no more than a few items in memory."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > WORKERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, e
 from phisight.manifest import TensorEntry
 from phisight.quant.scheme import BlockScheme, ChannelScheme, FloatScheme, FloatType, Scheme
 
-__all__ = ["DecoderType", "ExportOptions", "HeadType", "Plan", "VisionType", "make_plan"]
+__all__ = ["DecoderType", "ExportOptions", "HeadType", "OnnxVisionType", "Plan", "VisionType", "make_plan"]
 
 DecoderType = Literal["f32", "f16", "int8", "int4"]
 VisionType = Literal["f32", "f16", "int8", "w8a8"]
+OnnxVisionType = Literal["f32", "f16", "int8", "w8a8", "none"]
+"""The tower beside GGUF files."""
 HeadType = Literal["f32", "f16", "int8", "int4"]
 BlockSize = Literal[32, 64, 128]
 Method = Literal["rtn"]

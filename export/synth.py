@@ -21,7 +21,7 @@ from phisight.errors import ConfigError, InputError
 from phisight.export.checkpoint import INDEX, Checkpoint
 from phisight.export.directory import check_place, new_directory
 from phisight.export.names import TensorSpec, expected_tensors
-from phisight.export.onnx_writer import Progress
+from phisight.export.parallel import Progress
 from phisight.tokenizer import byte_alphabet
 
 __all__ = ["Width", "synthesize", "synthetic_model"]

@@ -1,0 +1,167 @@
+"""The plan of a GGUF export: the ggml type of every tensor in the text file and in the mmproj."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Literal, get_args
+
+import gguf
+
+from phisight.config import DecoderConfig
+from phisight.errors import InputError
+from phisight.export.checkpoint import Checkpoint
+from phisight.export.gguf_types import PRESETS, fitting_type, preset_type
+from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, gguf_name
+from phisight.export.plan import ExportOptions, OnnxVisionType, Plan, make_plan
+from phisight.manifest import TensorEntry
+
+__all__ = ["GgufOptions", "GgufPlan", "PlannedTensor", "make_gguf_plan"]
+
+GgufVisionType = Literal["F32", "F16", "Q8_0"]
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """What the user chose. `decoder` is a preset of llama.cpp's names, `overrides` types of single tensors.
+
+    `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none".
+    """
+
+    decoder: str = "Q4_0"
+    vision: GgufVisionType = "F16"
+    onnx_vision: OnnxVisionType = "w8a8"
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.decoder not in PRESETS:
+            raise InputError(f"decoder is {self.decoder!r}, wanted one of {', '.join(PRESETS)}")
+        if self.vision not in get_args(GgufVisionType):
+            raise InputError(f"vision is {self.vision!r}, wanted one of {', '.join(get_args(GgufVisionType))}")
+        if self.onnx_vision not in get_args(OnnxVisionType):
+            raise InputError(
+                f"onnx_vision is {self.onnx_vision!r}, wanted one of {', '.join(get_args(OnnxVisionType))}"
+            )
+
+    def as_json(self) -> dict[str, str | int]:
+        """For the manifest."""
+        names = {"decoder": self.decoder.lower(), "vision": self.vision.lower(), "onnx_vision": self.onnx_vision}
+        return {**names, "overrides": len(self.overrides)} if self.overrides else dict(names)
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of a GGUF file: its name there, where it comes from, its type."""
+
+    name: str
+    spec: TensorSpec
+    type: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored, outermost first. The patch embedding becomes a convolution's kernel."""
+        if self.spec.name == PATCH_EMBEDDING + ".weight":
+            return (self.spec.shape[0], 3, 16, 16)
+        return self.spec.shape
+
+    @property
+    def nbytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
+        return prod(self.shape) // block * size
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """Tensors of the text file and of the mmproj, in the files' order, and the plan of the ONNX tower if any."""
+
+    options: GgufOptions
+    text: list[PlannedTensor]
+    vision: list[PlannedTensor]
+    onnx: Plan | None
+    unused: list[str]
+
+    def entries(self) -> dict[str, TensorEntry]:
+        """As the manifest keeps it; the tower's ONNX form under names that say so."""
+        rows = {
+            t.spec.name: TensorEntry(t.spec.part, t.type.lower(), t.spec.size, t.nbytes)
+            for t in (*self.text, *self.vision)
+        }
+        for name, entry in (self.onnx.entries() if self.onnx else {}).items():
+            if entry.part in ("vision", "projector"):
+                rows[f"vision.onnx/{name}"] = TensorEntry("onnx_vision", entry.scheme, entry.weights, entry.bytes)
+        return rows
+
+    def as_json(self) -> dict[str, object]:
+        """Every tensor's entry, and the names that are left out."""
+        return {"tensors": {name: asdict(entry) for name, entry in self.entries().items()}, "unused": self.unused}
+
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.entries().values())
+
+    def total_weights(self) -> int:
+        """Weights to be written: those of the tower count twice if it is also written as ONNX."""
+        return sum(entry.weights for entry in self.entries().values())
+
+
+def make_gguf_plan(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
+    """Choose a type for every tensor that the model uses.
+
+    Vectors and norms are F32, as in llama.cpp. Matrices of the decoder follow the preset, those of tower and projector
+    `vision`; where rows do not fit a type's block (the tower's FFN of 4304 in Q8_0) the type is F16. Raises InputError
+    for an override that names no matrix, or a type that rows do not fit.
+    """
+    overrides = dict(options.overrides)
+    text, vision = [], []
+    for name, source in checkpoint.tensors.items():
+        spec = source.spec
+        if spec.part == "unused":
+            continue
+        stored = gguf_name(name)
+        if spec.part in ("vision", "projector"):
+            vision.append(PlannedTensor(stored, spec, _vision_type(spec, options, overrides.pop(stored, None))))
+        else:
+            chosen = _text_type(spec, stored, options, checkpoint.config.decoder, overrides.pop(stored, None))
+            text.append(PlannedTensor(stored, spec, chosen))
+    if overrides:
+        raise InputError(f"the plan names tensors that this model does not have: {', '.join(overrides)}")
+    onnx = None
+    if checkpoint.config.vision is not None and options.onnx_vision != "none":
+        onnx = make_plan(checkpoint.config, ExportOptions(decoder="int8", vision=options.onnx_vision))
+    return GgufPlan(options, text, vision, onnx, checkpoint.unused)
+
+
+def _text_type(spec: TensorSpec, name: str, options: GgufOptions, config: DecoderConfig, override: str | None) -> str:
+    if len(spec.shape) == 1:
+        return _vector(name, override)
+    if override is not None:
+        return _checked(name, override, spec.shape[1])
+    groups = config.num_heads // config.num_kv_heads
+    chosen = preset_type(options.decoder, name, layers=config.num_layers, groups=groups)
+    return fitting_type(chosen, spec.shape[1])
+
+
+def _vision_type(spec: TensorSpec, options: GgufOptions, override: str | None) -> str:
+    if len(spec.shape) == 1 or spec.name == POSITION_TABLE:
+        return _vector(spec.name, override)
+    if spec.name == PATCH_EMBEDDING + ".weight":
+        # A kernel's rows are 16 long, which no block fits; llama.cpp wants floats.
+        return _vector(spec.name, override) if options.vision != "F16" else "F16"
+    if override is not None:
+        return _checked(spec.name, override, spec.shape[1])
+    return fitting_type(options.vision, spec.shape[1])
+
+
+def _vector(name: str, override: str | None) -> str:
+    if override not in (None, "F32"):
+        raise InputError(f"{name} is no matrix of weights: llama.cpp wants it as F32, the plan says {override}")
+    return "F32"
+
+
+def _checked(name: str, type_name: str, columns: int) -> str:
+    known = gguf.GGMLQuantizationType.__members__
+    if type_name not in known:
+        raise InputError(f"{name}: {type_name!r} is no ggml type, wanted one such as Q4_0, Q6_K, IQ4_XS, F16")
+    block = gguf.GGML_QUANT_SIZES[known[type_name]][0]
+    if columns % block:
+        raise InputError(f"{name}: rows of {columns} are no multiple of {type_name}'s block of {block}")
+    return type_name

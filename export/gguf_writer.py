@@ -1,0 +1,105 @@
+"""Writing GGUF files: the header by gguf's writer, then every tensor from the checkpoint in slices.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.export.checkpoint import Checkpoint, SourceTensor
+from phisight.export.gguf_metadata import add_text_metadata, add_vision_metadata
+from phisight.export.gguf_plan import GgufPlan, PlannedTensor
+from phisight.export.output import OutputDirectory, OutputFile
+from phisight.export.parallel import Progress, in_parallel, naming
+from phisight.quant.blocks import quantize_blocks
+from phisight.quant.floats import to_float_type
+from phisight.quant.ggml import GgmlQuantizer
+from phisight.quant.packing import pack_q4_0, pack_q8_0
+from phisight.quant.scheme import BlockScheme
+
+__all__ = ["write_mmproj", "write_text"]
+
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def write_text(name: str, checkpoint: Checkpoint, plan: GgufPlan, output: OutputDirectory, progress: Progress) -> None:
+    """Write the text file. Raises CheckpointError, TokenizerError, EngineError."""
+    writer = gguf.GGUFWriter(None, "phi3")
+    add_text_metadata(writer, checkpoint.directory, checkpoint.config, plan)
+    _write(name, writer, plan.text, checkpoint, output, progress)
+
+
+def write_mmproj(
+    name: str, checkpoint: Checkpoint, plan: GgufPlan, output: OutputDirectory, progress: Progress
+) -> None:
+    """Write the mmproj of a checkpoint that has a tower. Raises CheckpointError, EngineError."""
+    vision = checkpoint.config.vision
+    if vision is None:
+        raise ValueError("a text-only checkpoint has no mmproj")
+    writer = gguf.GGUFWriter(None, "clip")
+    add_vision_metadata(writer, checkpoint.config, plan, vision)
+    _write(name, writer, plan.vision, checkpoint, output, progress)
+
+
+def _write(
+    name: str,
+    writer: gguf.GGUFWriter,
+    tensors: list[PlannedTensor],
+    checkpoint: Checkpoint,
+    output: OutputDirectory,
+    progress: Progress,
+) -> None:
+    with output.open(name) as file:
+        file.write(_header(writer, tensors, output.path / f"{name}.header"))
+        for tensor in tensors:
+            file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
+            with naming(tensor.spec.name):
+                _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress)
+        file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
+
+
+def _header(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], scratch: Path) -> bytes:
+    """Metadata and tensor table as bytes, by way of a small file, since the writer writes to paths only."""
+    for tensor in tensors:
+        dtype = gguf.GGMLQuantizationType[tensor.type]
+        # The element type is not looked at where the stored type is given, as long as it is not uint8.
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, dtype)
+    try:
+        writer.write_header_to_file(scratch)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return scratch.read_bytes()
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write_tensor(file: OutputFile, tensor: PlannedTensor, source: SourceTensor, progress: Progress) -> None:
+    if len(tensor.shape) == 4:  # the patch embedding: (width, rows x columns x channels) -> a convolution's kernel
+        kernel = source.load().reshape(source.shape[0], 16, 16, 3).transpose(0, 3, 1, 2)
+        file.write_array(to_float_type(np.ascontiguousarray(kernel), tensor.type))
+        progress(source.size)
+        return
+    pack = _packer(tensor.type)
+    for count, packed in in_parallel(lambda chunk: (chunk.size, pack(chunk)), source.chunks()):
+        file.write_array(packed)
+        progress(count)
+
+
+def _packer(type_name: str) -> Callable[[NDArray[np.float32]], NDArray[np.generic]]:
+    """Rows of float32 -> the bytes of the type. INT4 and INT8 come from the same blocks as in ONNX files."""
+    match type_name:
+        case "F32" | "F16" | "BF16":
+            return lambda rows: to_float_type(rows, type_name)
+        case "Q4_0":
+            return lambda rows: pack_q4_0(quantize_blocks(rows, BlockScheme(4, 32)))
+        case "Q8_0":
+            return lambda rows: pack_q8_0(quantize_blocks(rows, BlockScheme(8, 32)))
+        case _:
+            return GgmlQuantizer(type_name).quantize
