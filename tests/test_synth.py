@@ -229,10 +229,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_command_names_its_extra(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['onnx'] = None; from phisight.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['ml_dtypes'] = None; from phisight.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "synth", str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert 'needs the package onnx: pip install "phisight[export]"' in done.stderr
+    assert 'needs the package ml_dtypes: pip install "phisight[export]"' in done.stderr
     assert list(tmp_path.iterdir()) == []
