@@ -19,6 +19,7 @@ from phisight.answer import Chunk
 from phisight.cli import run
 from phisight.cli.console import Console
 from phisight.cli.main import main
+from phisight.prompt import Message, user_message
 
 PICTURES = Path(phisight.__file__).parent / "demo/pictures"
 PRICE = ("What does the text say?", "--image", str(PICTURES / "price.png"))
@@ -108,11 +109,21 @@ def test_a_system_message_is_placed_and_said(capsys: Captured) -> None:
     assert err == "phisight: note: The chat template adds no system block of its own: there is none to leave out.\n"
 
 
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_the_question_from_standard_input(capsys: Captured, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(PRICE[0] + end))
-    found = stats(capsys, "-", *PRICE[1:])
-    assert found["text_tokens"] == 19  # one line end at most is not a part of the question
+def test_the_question_from_standard_input(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noting(text: str, num_images: int) -> Message:
+        asked.append(text)
+        return user_message(text, num_images)
+
+    monkeypatch.setattr(run, "user_message", noting)
+    for given in (PRICE[0], PRICE[0] + "\n", "two\nlines\n\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        answer(capsys, "-", *PRICE[1:])
+    assert asked == [PRICE[0], PRICE[0], "two\nlines\n"]  # the last line end is the file's
+
+
+def test_standard_input_that_is_no_text(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe?"), encoding="utf-8"))
     assert main(["run", "demo", "-"]) == 2
     assert capsys.readouterr().err.startswith("phisight: error: standard input is not utf-8")
