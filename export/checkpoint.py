@@ -19,7 +19,7 @@ from phisight.config import ModelConfig
 from phisight.errors import CheckpointError, EngineError
 from phisight.export.names import TensorSpec, expected_tensors
 
-__all__ = ["Checkpoint", "SourceTensor"]
+__all__ = ["Checkpoint", "SourceTensor", "import_safetensors"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -161,18 +161,24 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _open_file(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:
+def import_safetensors() -> Any:
+    """The safetensors module. Raises EngineError that names the extra."""
     try:
         import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors asks for by name
-        from safetensors import SafetensorError, safe_open
+        import safetensors
     except ImportError as error:
         raise EngineError(
             f'reading a checkpoint needs the package {error.name}: pip install "phisight[export]"'
         ) from None
+    return safetensors
+
+
+def _open_file(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:
+    safetensors = import_safetensors()
     try:
-        handle: Any = safe_open(path, framework="numpy")
+        handle = safetensors.safe_open(path, framework="numpy")
         slices = {name: handle.get_slice(name) for name in sorted(handle.keys())}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         problems.append(f"{path.name} is damaged or cut short ({error}): download it again")
         return {}
     return {name: (part, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}

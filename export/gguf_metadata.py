@@ -150,3 +150,4 @@ def _add_special_ids(writer: gguf.GGUFWriter, directory: Path, config: ModelConf
     if pad is not None:
         writer.add_pad_token_id(pad)
     writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)

@@ -32,7 +32,7 @@ class OutputFile:
 
     def write_array(self, array: NDArray[Any]) -> None:
         """The array's bytes in C order, without a copy if they lie so."""
-        self.write(np.ascontiguousarray(array).data.cast("B"))
+        self.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def pad_to(self, position: int) -> None:
         """Zeros up to `position`."""

@@ -92,6 +92,7 @@ def synthesize(
         raise InputError(f"seed is {seed}, wanted 0 or more")
     shards = _shards(list(expected_tensors(model).values()), SHARD_BYTES[width])
     total = sum(_nbytes(spec) for shard in shards for spec in shard.specs)
+    import_safetensors()
     check_place(out, total, kind="a synthetic checkpoint", ours=_is_synthetic, force=force)
     with new_directory(out) as work:
         for shard in shards:

@@ -160,10 +160,10 @@ class CachedDecoder:
         """Run the positions from `reused` on: the first position of each chunk and the chunk's logits."""
         total = len(sequence) - reused
         for start in range(reused, len(sequence), chunk):
-            if cancel is not None and cancel():
-                raise Cancelled(f"cancelled after {start - reused} of {total} positions of the prompt")
             if progress is not None:
                 progress(start - reused, total)
+            if cancel is not None and cancel():
+                raise Cancelled(f"cancelled after {start - reused} of {total} positions of the prompt")
             stop = min(start + chunk, len(sequence))
             logits = self._append(list(sequence.pieces(start, stop)), wanted)
             self._read = sequence.keys[:stop]

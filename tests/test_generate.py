@@ -379,7 +379,7 @@ def test_timings_count_a_broken_off_prefill() -> None:
     options = GenerateOptions(temperature=0, prefill_chunk=4)
     run = generation(CachedDecoder(PrefixDecoder(), 1000), PHOTO, options, cancel=lambda: next(answers, True))
     list(run)
-    assert (run.timings.prefill_positions, run.timings.reused_positions) == (4, 0)
+    assert (run.timings.prefill_positions, run.timings.reused_positions) == (8, 0)  # two chunks of 4
     assert run.timings.generated_tokens == 0
 
 
