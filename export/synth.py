@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from phisight.config import DecoderConfig, GenerationDefaults, ImageBudget, ModelConfig, VisionConfig, read_json
 from phisight.errors import ConfigError, InputError
-from phisight.export.checkpoint import INDEX, Checkpoint
+from phisight.export.checkpoint import INDEX, Checkpoint, import_safetensors
 from phisight.export.directory import check_place, new_directory
 from phisight.export.names import TensorSpec, expected_tensors
 from phisight.export.parallel import Progress
