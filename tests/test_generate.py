@@ -317,10 +317,10 @@ def test_cancel_during_the_prefill_keeps_the_chunks_that_were_run() -> None:
     run = generation(cached, PHOTO, options, progress=progress, cancel=stop.is_set)
     assert list(run) == []
     assert run.finish_reason == "cancelled"
-    # The progress of the second chunk set it, so that one still ran.
-    assert decoder.chunks == [4, 4]
-    assert cached.keys.tolist() == PHOTO.keys[:8].tolist()
-    with pytest.raises(Cancelled, match="after 0 of 7 positions"):
+    # Set when the first chunk was done: the second is not run any more.
+    assert decoder.chunks == [4]
+    assert cached.keys.tolist() == PHOTO.keys[:4].tolist()
+    with pytest.raises(Cancelled, match="after 0 of 11 positions"):
         cached.prefill(PHOTO, chunk=4, cancel=stop.is_set)
 
 
