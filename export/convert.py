@@ -9,8 +9,8 @@ from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.directory import check_place, new_directory
 from phisight.export.gguf_directory import GgufNames, modelfile
-from phisight.export.gguf_plan import GgufPlan
-from phisight.export.gguf_writer import write_mmproj, write_text
+from phisight.export.gguf_plan import GgufOptions, GgufPlan, make_gguf_plan
+from phisight.export.gguf_writer import check_types, write_mmproj, write_text
 from phisight.export.names import EMBEDDINGS
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_vision import build_vision
@@ -21,7 +21,7 @@ from phisight.export.plan import ExportOptions, Plan, make_plan
 from phisight.manifest import FILE_NAME, Manifest
 from phisight.quant.scheme import ChannelScheme
 
-__all__ = ["check_output", "check_tokenizer", "export_gguf", "export_onnx", "plan_export"]
+__all__ = ["check_output", "check_tokenizer", "export_gguf", "export_onnx", "plan_export", "plan_gguf"]
 
 COPIED = (
     "tokenizer.json",
@@ -38,6 +38,14 @@ def plan_export(checkpoint: Checkpoint, options: ExportOptions) -> Plan:
     """The plan, and whether the checkpoint has what else the export needs. Raises InputError."""
     check_tokenizer(checkpoint)
     return make_plan(checkpoint.config, options)
+
+
+def plan_gguf(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
+    """As `plan_export`. Raises InputError, or EngineError where a type needs ggml's quantiser and it is missing."""
+    check_tokenizer(checkpoint)
+    plan = make_gguf_plan(checkpoint, options)
+    check_types(plan)
+    return plan
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:

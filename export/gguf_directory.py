@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from phisight.config import ModelConfig
 from phisight.export.gguf_plan import GgufOptions
 
-__all__ = ["GgufNames", "llama_server_line", "modelfile"]
+__all__ = ["GgufNames", "modelfile"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,3 @@ def modelfile(names: GgufNames, config: ModelConfig) -> str:
         f"PARAMETER top_p {config.generation.top_p:g}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def llama_server_line(directory: str, names: GgufNames) -> str:
-    """The command that serves the files with llama.cpp. Its own preprocessing differs: see `phisight resize`."""
-    mmproj = f" --mmproj {directory}/{names.mmproj}" if names.mmproj else ""
-    return f"llama-server -m {directory}/{names.text}{mmproj} --jinja"

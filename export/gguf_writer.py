@@ -23,9 +23,15 @@ from phisight.quant.ggml import GgmlQuantizer
 from phisight.quant.packing import pack_q4_0, pack_q8_0
 from phisight.quant.scheme import BlockScheme
 
-__all__ = ["write_mmproj", "write_text"]
+__all__ = ["check_types", "write_mmproj", "write_text"]
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+def check_types(plan: GgufPlan) -> None:
+    """Raises EngineError if a type of the plan needs ggml's quantiser and llama-cpp-python is missing."""
+    for type_name in sorted({tensor.type for tensor in (*plan.text, *plan.vision)}):
+        _packer(type_name)
 
 
 def write_text(name: str, checkpoint: Checkpoint, plan: GgufPlan, output: OutputDirectory, progress: Progress) -> None:

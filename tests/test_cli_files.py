@@ -144,3 +144,29 @@ def test_resize_writes_what_the_model_sees(tmp_path: Path, capsys: pytest.Captur
     assert ".png" in _error(capsys, "resize", str(source), str(tmp_path / "out.jpg"))
     assert "does not exist" in _error(capsys, "resize", str(tmp_path / "none.png"), str(tmp_path / "b.png"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
+def test_gguf_export_and_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"blk.0.ffn_down.weight": "q8_0"}')
+    out = tmp_path / "model"
+    export = ["export", "demo", str(out), "--format", "gguf"]
+    assert main([*export, "--plan", str(plan), "--onnx-vision", "none", "--json"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["options"] == {
+        "format": "gguf",
+        "decoder": "q4_0",
+        "vision": "f16",
+        "onnx_vision": "none",
+        "overrides": 1,
+    }
+    assert report["plan"]["tensors"]["model.layers.0.mlp.down_proj.weight"]["scheme"] == "q8_0"
+    assert "llama-server -m" in captured.err
+    assert main(["verify", str(out)]) == 0
+    capsys.readouterr()
+    assert "--head does not go with --format gguf" in _error(capsys, *export, "--head", "int8")
+    assert "--plan does not go with --format onnx" in _error(capsys, "export", "demo", "x", "--plan", str(plan))
+    plan.write_text("[]")
+    assert "no object of types" in _error(capsys, *export, "--force", "--plan", str(plan))
+    assert "wanted one of F32" in _error(capsys, *export, "--force", "--vision", "w8a8")

@@ -3,90 +3,156 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_plan
+from phisight.errors import InputError
 from phisight.model import checkpoint_directory
+
+if TYPE_CHECKING:
+    from phisight.export.gguf_plan import GgufOptions
+    from phisight.export.plan import ExportOptions
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
-EXAMPLES = """The decoder's matrices are stored as --decoder says; the head and the embeddings as INT8 unless --head
-says otherwise, or as floats with a float decoder. The vision tower is exported for integer products (w8a8)
-with a quantised decoder, which is the fastest on a CPU.
+EXAMPLES = """ONNX: --decoder int4 (default), int8, f16 or f32; the head and the embeddings are INT8 unless --head says
+otherwise, or floats with a float decoder; the tower is exported for integer products (w8a8) with a quantised decoder,
+which is the fastest on a CPU.
+
+GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_xs, q3_k_m, ... by llama.cpp's names;
+--vision f16 (default), f32 or q8_0 for the mmproj; the tower also goes beside it as ONNX, as --onnx-vision says.
+--plan FILE is a JSON object of types for single tensors by their GGUF names: {"blk.0.ffn_down.weight": "Q6_K"}.
 
 examples:
   phisight export path/to/checkpoint phi4-int4
   phisight export path/to/checkpoint phi4-int4-b128 --block-size 128 --dry-run
-  phisight export path/to/checkpoint phi4-f16 --decoder int4 --vision f16 --float f16
+  phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
+  phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
   phisight export demo demo-int4 --decoder int4 --force"""
+
+ONNX_ONLY = ("block_size", "head", "float_type", "method", "accuracy_level")
+GGUF_ONLY = ("onnx_vision", "plan")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory of safetensors, or demo")
     parser.add_argument("out", metavar="OUT", type=Path, help="the model directory to make")
-    parser.add_argument("--format", choices=["onnx"], default="onnx", help="file format (default: onnx)")
+    parser.add_argument("--format", choices=["onnx", "gguf"], default="onnx", help="file format (default: onnx)")
+    parser.add_argument("--decoder", metavar="TYPE", help="decoder weights (default: int4, or q4_0 for GGUF)")
+    parser.add_argument("--vision", metavar="TYPE", help="vision tower and projector")
     parser.add_argument(
-        "--decoder", choices=["f32", "f16", "int8", "int4"], default="int4", help="decoder weights (default: int4)"
+        "--block-size", type=int, choices=[32, 64, 128], help="ONNX: weights that share a scale (default: 32)"
     )
-    parser.add_argument("--vision", choices=["f32", "f16", "int8", "w8a8"], help="vision tower and projector")
-    parser.add_argument(
-        "--block-size", type=int, choices=[32, 64, 128], default=32, help="weights that share a scale (default: 32)"
-    )
-    parser.add_argument("--head", choices=["int8", "int4", "f16", "f32"], help="output head and embeddings")
+    parser.add_argument("--head", choices=["int8", "int4", "f16", "f32"], help="ONNX: output head and embeddings")
     parser.add_argument(
         "--float",
         dest="float_type",
         choices=["f32", "f16"],
-        default="f32",
-        help="type in which the graphs compute: f32 for CPUs, f16 for CUDA (default: f32)",
+        help="ONNX: type in which the graphs compute: f32 for CPUs, f16 for CUDA (default: f32)",
     )
-    parser.add_argument("--method", choices=["rtn"], help="how weights are rounded (default: rtn)")
+    parser.add_argument("--method", choices=["rtn"], help="ONNX: how weights are rounded (default: rtn)")
     parser.add_argument(
         "--accuracy-level",
         type=int,
         choices=[0, 4],
-        default=4,
-        help="4 rounds activations to INT8 block by block, 0 computes in the float type (default: 4)",
+        help="ONNX: 4 rounds activations to INT8 block by block, 0 computes in the float type (default: 4)",
     )
+    parser.add_argument(
+        "--onnx-vision",
+        choices=["f32", "f16", "int8", "w8a8", "none"],
+        help="GGUF: the tower as ONNX beside the files (default: w8a8)",
+    )
+    parser.add_argument("--plan", metavar="FILE", type=Path, help="GGUF: types of single tensors")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is an exported model")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    foreign = GGUF_ONLY if args.format == "onnx" else ONNX_ONLY
+    for name in foreign:
+        if getattr(args, name) is not None:
+            option = "float" if name == "float_type" else name.replace("_", "-")
+            raise InputError(f"--{option} does not go with --format {args.format}: leave it out")
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
-        from phisight.export.convert import check_output, export_onnx, plan_export
-        from phisight.export.plan import ExportOptions
+        from phisight.export.convert import check_output, export_gguf, export_onnx, plan_export, plan_gguf
+        from phisight.export.gguf_plan import GgufPlan
+        from phisight.export.plan import Plan
 
-    options = ExportOptions(
-        decoder=args.decoder,
-        vision=args.vision,
-        block_size=args.block_size,
-        head=args.head,
-        float_type=args.float_type,
-        method=args.method or "rtn",
-        accuracy_level=args.accuracy_level,
-    )
     checkpoint = Checkpoint.open(checkpoint_directory(args.checkpoint))
-    plan = plan_export(checkpoint, options)
+    plan: Plan | GgufPlan
+    if args.format == "gguf":
+        plan = plan_gguf(checkpoint, _gguf_options(args))
+    else:
+        plan = plan_export(checkpoint, _onnx_options(args))
     check_output(args.out, plan, force=args.force)
-    for line in describe_plan(plan, checkpoint.config):
+    for line in describe_plan(plan.entries(), plan.unused, checkpoint.config):
         console.line(line)
-    if args.method and options.decoder in ("f32", "f16"):
-        console.note(f"phisight: note: --method {args.method} has no effect on a decoder in {options.decoder}")
-    result: dict[str, Any] = {"out": str(args.out), "options": options.as_json(), "plan": plan.as_json()}
+    if args.method and args.decoder in ("f32", "f16"):
+        console.note(f"phisight: note: --method {args.method} has no effect on a decoder in {args.decoder}")
+    options = {"format": args.format, **plan.options.as_json()}
+    result: dict[str, Any] = {"out": str(args.out), "options": options, "plan": plan.as_json()}
     if args.dry_run:
         if args.json:
             console.document(result | {"dry_run": True})
         return 0
     with console.progress("weights", plan.total_weights(), "w") as weights:
-        manifest = export_onnx(checkpoint, plan, args.out, force=args.force, progress=weights.add)
+        if isinstance(plan, GgufPlan):
+            manifest = export_gguf(checkpoint, plan, args.out, force=args.force, progress=weights.add)
+        else:
+            manifest = export_onnx(checkpoint, plan, args.out, force=args.force, progress=weights.add)
     size = sum(entry.bytes for entry in manifest.files.values())
     console.line(f"{args.out}: {size / 1e6:,.1f} MB in {len(manifest.files)} files")
+    if isinstance(plan, GgufPlan):
+        console.line(_server_line(args.out, sorted(manifest.files)))
     if args.json:
         console.document(result | {"dry_run": False, "bytes": size, "files": sorted(manifest.files)})
     return 0
+
+
+def _onnx_options(args: argparse.Namespace) -> ExportOptions:
+    """What was said; what was not is the exporter's default. Raises InputError."""
+    from phisight.export.plan import ExportOptions
+
+    names = ("decoder", "vision", *ONNX_ONLY)
+    return ExportOptions(**{name: value for name in names if (value := getattr(args, name)) is not None})
+
+
+def _gguf_options(args: argparse.Namespace) -> GgufOptions:
+    """As `_onnx_options`."""
+    from phisight.export.gguf_plan import GgufOptions
+
+    changes: dict[str, Any] = {}
+    if args.decoder is not None:
+        changes["decoder"] = args.decoder.upper()
+    if args.vision is not None:
+        changes["vision"] = args.vision.upper()
+    if args.onnx_vision is not None:
+        changes["onnx_vision"] = args.onnx_vision
+    if args.plan is not None:
+        changes["overrides"] = _read_plan(args.plan)
+    return GgufOptions(**changes)
+
+
+def _read_plan(path: Path) -> tuple[tuple[str, str], ...]:
+    """Types by tensor from a JSON object. Raises InputError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the plan {path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        raise InputError(f'the plan {path} is no object of types by tensor, such as {{"output.weight": "Q6_K"}}')
+    return tuple((name, value.upper()) for name, value in data.items())
+
+
+def _server_line(out: Path, files: Sequence[str]) -> str:
+    """The command that serves the files with llama.cpp, whose own preprocessing of pictures differs from the model's."""
+    text = next(name for name in files if name.startswith("model-"))
+    mmproj = next((f" --mmproj {out / name}" for name in files if name.startswith("mmproj-")), "")
+    return f"serve it: llama-server -m {out / text}{mmproj} --jinja"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from phisight.config import ModelConfig
 from phisight.manifest import TensorEntry, bits_per_weight
-
-if TYPE_CHECKING:
-    from phisight.export.plan import Plan
 
 __all__ = ["describe_config", "describe_plan", "describe_tensors"]
 
@@ -17,15 +13,16 @@ GROUPS = {
     "decoder": ("decoder",),
     "head and embeddings": ("head", "embeddings"),
     "vision and projector": ("vision", "projector"),
+    "the same as ONNX": ("onnx_vision",),
 }
 
 
-def describe_plan(plan: Plan, config: ModelConfig) -> Iterator[str]:
+def describe_plan(tensors: Mapping[str, TensorEntry], unused: Sequence[str], config: ModelConfig) -> Iterator[str]:
     """What an export will do."""
     yield from describe_config(config)
-    yield from describe_tensors(plan.entries())
-    if plan.unused:
-        yield f"left out, since the model never uses them: {len(plan.unused)} tensors of the vision tower"
+    yield from describe_tensors(tensors)
+    if unused:
+        yield f"left out, since the model never uses them: {len(unused)} tensors of the vision tower"
 
 
 def describe_config(config: ModelConfig) -> Iterator[str]:
