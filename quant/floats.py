@@ -27,9 +27,9 @@ def to_float_type(weights: NDArray[np.float32], name: str) -> NDArray[Any]:
     return converted
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def _dtype(name: str) -> Any:
     if name == "BF16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(np.float32 if name == "F32" else np.float16)
+        return ml_dtypes.bfloat16
+    return np.float32 if name == "F32" else np.float16

@@ -13,19 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phisight.backends.base import Decoder, LogitsWanted, Piece
-from phisight.errors import Cancelled, EngineError, PromptError
+from phisight.context import check_context
+from phisight.errors import Cancelled, EngineError
 from phisight.sequence import InputSequence, Keys, common_prefix
 
-__all__ = ["SHORTEN", "CachedDecoder", "Cancel", "Progress", "describe_length"]
+__all__ = ["CachedDecoder", "Cancel", "Progress"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the positions done and those to run in all, first with 0 done; what is cached is in neither."""
 
 Cancel: TypeAlias = Callable[[], bool]
 """Asked between runs of the engine whether to stop, such as `threading.Event().is_set`."""
-
-SHORTEN = "use fewer patches per image, a shorter prompt or a larger context"
-"""The way out of a prompt that does not fit."""
 
 # Positions by which the KV cache grows while an answer is decoded, at least; beyond, a quarter of its size.
 _GROWTH = 256
@@ -67,10 +65,8 @@ class CachedDecoder:
 
     def check_room(self, sequence: InputSequence) -> None:
         """Raise PromptError when the sequence is longer than the context."""
-        if len(sequence) > self.context:
-            raise PromptError(
-                f"the prompt takes {describe_length(sequence)}, but the context holds {self.context}: {SHORTEN}"
-            )
+        text = len(sequence.text_ids)
+        check_context(text, len(sequence) - text, self.context, answer=False)
 
     def forget(self) -> None:
         """Empty the cache. Its memory stays reserved."""
@@ -191,9 +187,3 @@ class CachedDecoder:
         if self._decoder.length != length:
             raise EngineError(f"the KV cache holds {self._decoder.length} positions after a cut to {length}")
         self._read, self._stepped = self.keys[:length], []
-
-
-def describe_length(sequence: InputSequence) -> str:
-    """The length of a sequence for a message, with text and image tokens apart."""
-    text = len(sequence.text_ids)
-    return f"{len(sequence)} positions ({text} text and {len(sequence) - text} image tokens)"

@@ -23,8 +23,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.cached_decoder import SHORTEN, CachedDecoder, Cancel, Progress, describe_length
-from phisight.errors import Cancelled, EngineError, InputError, PromptError
+from phisight.cached_decoder import CachedDecoder, Cancel, Progress
+from phisight.context import check_context
+from phisight.errors import Cancelled, EngineError, InputError
 from phisight.options import GenerateOptions
 from phisight.sampling import Sampler
 from phisight.sequence import InputSequence
@@ -231,11 +232,7 @@ class _ThinkingBudget:
 
 def _token_limit(decoder: CachedDecoder, sequence: InputSequence, options: GenerateOptions) -> int:
     """Most tokens of this answer: every one has a place in the context, also the last, which is not run."""
+    text = len(sequence.text_ids)
+    check_context(text, len(sequence) - text, decoder.context, max_tokens=options.max_tokens)
     free = decoder.context - len(sequence)
-    if free < 1:
-        asked = "" if options.max_tokens is None else f" with {options.max_tokens} new tokens asked for"
-        raise PromptError(
-            f"the prompt takes {describe_length(sequence)}{asked}, but the context holds {decoder.context} "
-            f"and an answer needs at least 1 of them: {SHORTEN}"
-        )
     return free if options.max_tokens is None else min(options.max_tokens, free)

@@ -23,6 +23,7 @@ from phisight.backends.base import Decoder, VisionEncoder
 from phisight.cached_decoder import CachedDecoder, Cancel
 from phisight.chat_template import read_chat_template
 from phisight.config import ImageBudget
+from phisight.context import check_context
 from phisight.errors import Cancelled, ImageError, InputError, ModelDirError, PromptError
 from phisight.generate import ControlIds, Generation
 from phisight.images import ImageSource
@@ -40,7 +41,7 @@ from phisight.prompt import (
     check_images,
     user_message,
 )
-from phisight.sequence import ImageFeatures, InputSequence, splice
+from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, splice
 from phisight.stopping import StopTexts
 from phisight.thought import ThoughtSplitter
 from phisight.threads import choose_threads
@@ -198,6 +199,7 @@ class Model:
         """Logits (positions, vocab) float32 of ids (n,) with -200 where an image goes: one row per position after
         splicing. Raises PromptError, EngineError.
         """
+        self._check_length(ids, images, answer=False)
         return self._decoder.score(self._splice(ids, self._encode(images)), chunk=chunk)
 
     def generate_tokens(
@@ -215,8 +217,10 @@ class Model:
 
         Raises PromptError, EngineError, and Cancelled between two images; later, a cancel ends the iteration.
         """
+        options = options or self.options()
+        self._check_length(ids, images, max_tokens=options.max_tokens)
         sequence = self._splice(ids, self._encode(images, progress, cancel))
-        return self._generation(sequence, options or self.options(), starts_in_thought, cancel, progress)
+        return self._generation(sequence, options, starts_in_thought, cancel, progress)
 
     def prompt(
         self,
@@ -275,7 +279,7 @@ class Model:
         started = perf_counter()
         patches = [self.preprocess(image, max_patches) for image in images]
         preprocess_seconds += perf_counter() - started
-        self._check_length(prompt, patches, options)
+        self._check_length(prompt.ids, patches, max_tokens=options.max_tokens)
         return self._stream(prompt, patches, preprocess_seconds, options, cancel, progress)
 
     def generate(
@@ -358,17 +362,13 @@ class Model:
             cancel=cancel,
         )
 
-    def _check_length(self, prompt: Prompt, patches: Sequence[Patches], options: GenerateOptions) -> None:
+    def _check_length(
+        self, ids: ArrayLike, patches: Sequence[Patches], *, answer: bool = True, max_tokens: int | None = None
+    ) -> None:
         """Before the encoder runs: an image can take a minute. Raises PromptError."""
+        text = int(np.count_nonzero(np.asarray(ids) != IMAGE_SLOT))
         images = sum(p.num_patches for p in patches)
-        text = len(prompt.ids) - prompt.num_images
-        if text + images >= self.context:
-            asked = "" if options.max_tokens is None else f" with {options.max_tokens} new tokens asked for"
-            raise PromptError(
-                f"the prompt takes {text + images} positions ({text} text and {images} image tokens){asked}, "
-                f"but the context holds {self.context} and an answer needs at least 1 of them: "
-                "use fewer patches per image, a shorter prompt or a larger context"
-            )
+        check_context(text, images, self.context, answer=answer, max_tokens=max_tokens)
 
 
 def _checked_context(context: int | None, most: int) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from phisight.answer import Chunk
 from phisight.cli.console import Console, ProgressBar
-from phisight.errors import InputError
+from phisight.errors import ImageError, InputError
 from phisight.generate import FinishReason
 from phisight.model import Model, load
 from phisight.options import GenerateOptions
@@ -20,6 +22,7 @@ __all__ = [
     "StageBars",
     "add_model_options",
     "add_question_options",
+    "check_request",
     "load_model",
     "note_limit",
     "options_from",
@@ -91,10 +94,23 @@ def load_model(args: argparse.Namespace) -> Model:
 
 def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:
     """The model's defaults with what the user said. Raises InputError."""
+    return model.options(**_changes(args))
+
+
+def check_request(args: argparse.Namespace, images: Sequence[str] = ()) -> None:
+    """What can be told before a large model is opened: options out of range, pictures that are not there.
+
+    Raises InputError, ImageError.
+    """
+    GenerateOptions(**_changes(args))
+    for name in images:
+        if not Path(name).exists():
+            raise ImageError(f"{name} does not exist: check the path of the image")
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
     changes = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    if args.stop:
-        changes["stop"] = tuple(args.stop)
-    return model.options(**changes)
+    return changes | {"stop": tuple(args.stop)} if args.stop else changes
 
 
 def system_messages(system: str | None) -> tuple[list[Message], SystemBlock]:

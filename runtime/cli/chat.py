@@ -15,6 +15,7 @@ from phisight.cli.asking import (
     StageBars,
     add_model_options,
     add_question_options,
+    check_request,
     load_model,
     note_limit,
     options_from,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    check_request(args)
     model = load_model(args)
     chat = Chat(args, model, console)
     for note in model.notes:

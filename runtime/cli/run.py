@@ -11,6 +11,7 @@ from phisight.cli.asking import (
     StageBars,
     add_model_options,
     add_question_options,
+    check_request,
     load_model,
     note_limit,
     options_from,
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     text = _standard_input() if args.prompt == "-" else args.prompt
     opening, system_block = system_messages(args.system)
     messages = [*opening, user_message(text, len(args.image))]
+    check_request(args, args.image)
     model = load_model(args)
     options = options_from(args, model)
     prompt = model.prompt(messages, len(args.image), mode=args.mode, system_block=system_block)
