@@ -95,7 +95,7 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor, still on disk. `shape` is in numpy's order, rows before columns; `offset` counts from the file's start."""
+    """One tensor, still on disk. `shape` is in numpy's order: rows, columns. `offset` is where it lies in the file."""
 
     name: str
     shape: tuple[int, ...]
