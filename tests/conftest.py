@@ -65,6 +65,28 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def exported_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(checkpoint, options of GgufOptions by name) -> its GGUF model directory without ONNX, made once. Read only."""
+    from phisight.export.checkpoint import Checkpoint
+    from phisight.export.convert import export_gguf, plan_gguf
+    from phisight.export.gguf_plan import GgufOptions
+
+    root = tmp_path_factory.mktemp("exported_gguf")
+    made: dict[tuple[object, ...], Path] = {}
+
+    def export(directory: Path, **options: Any) -> Path:
+        key = (directory, *sorted(options.items()))
+        if key not in made:
+            checkpoint = Checkpoint.open(directory)
+            out = root / str(len(made))
+            export_gguf(checkpoint, plan_gguf(checkpoint, GgufOptions(onnx_vision="none", **options)), out)
+            made[key] = out
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def synthetic_image() -> Callable[[str, int, int, int], Image.Image]:
     """The golden files' synthetic images: (mode, width, height, seed) -> image."""
     return _synthetic_image
