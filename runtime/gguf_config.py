@@ -34,6 +34,7 @@ def config_from_gguf(text: GgufFile, mmproj: GgufFile | None = None) -> ModelCon
     _check_architecture(text, ARCHITECTURE, "the text model")
     keys = _Keys(text)
     decoder = _decoder(keys)
+    _check_vocabulary(keys, decoder.vocab_size)
     generation = _generation(keys, decoder.vocab_size)
     keys.expect_tensors(_text_tensors(decoder))
     keys.raise_problems()
@@ -102,6 +103,19 @@ def _decoder(keys: _Keys) -> DecoderConfig:
         rope_theta=keys.number("phi3.rope.freq_base", 10000.0),
         rms_norm_eps=keys.number("phi3.attention.layer_norm_rms_epsilon"),
     )
+
+
+def _check_vocabulary(keys: _Keys, size: int) -> None:
+    """What llama.cpp reads without asking for its type, or ends the process over."""
+    lists = {key: keys.file.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type")}
+    tokens, merges, types = lists.values()
+    if not isinstance(tokens, list) or len(tokens) != size:
+        found = f"{len(tokens)} strings" if isinstance(tokens, list) else _shown(tokens)
+        keys.problems.append(f"tokenizer.ggml.tokens is {found}, wanted {size}, the rows of token_embd.weight")
+    if not isinstance(merges, list):
+        keys.problems.append(f"tokenizer.ggml.merges is {_shown(merges)}, wanted a list of strings")
+    if not isinstance(types, np.ndarray) or types.dtype != np.int32 or len(types) != size:
+        keys.problems.append(f"tokenizer.ggml.token_type is not a list of {size} int32")
 
 
 def _generation(keys: _Keys, vocab_size: int) -> GenerationDefaults:

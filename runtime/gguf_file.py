@@ -192,7 +192,7 @@ class _Header:
         self._check_count(count, dtype.itemsize, f"values in {key}")
         data = self._take(count * dtype.itemsize, key)
         if type_ == 7:
-            return np.frombuffer(data, np.uint8) != 0  # a bool of numpy must be 0 or 1
+            return np.frombuffer(data, np.uint8).astype(np.bool_)  # a byte that numpy calls bool must be 0 or 1
         return np.frombuffer(data, dtype)
 
     def _alignment(self, metadata: dict[str, MetadataValue]) -> int:
