@@ -76,7 +76,7 @@ def file(tiny_checkpoint: Path, exported_gguf: Exporter) -> Path:
 @pytest.fixture
 def open_decoder(file: Path) -> Open:
     def open_(**options: Any) -> LlamaCppDecoder:
-        return LlamaCppDecoder(file, **{"threads": 2, "repack": False} | options)
+        return LlamaCppDecoder(file, **{"threads": 1, "repack": False} | options)
 
     return open_
 

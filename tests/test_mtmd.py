@@ -37,7 +37,7 @@ def text(directory: Path) -> LlamaModel:
 
 @pytest.fixture(scope="module")
 def encoder(directory: Path, text: LlamaModel) -> MtmdVisionEncoder:
-    return MtmdVisionEncoder(directory / "mmproj-f32.gguf", text, threads=2)
+    return MtmdVisionEncoder(directory / "mmproj-f32.gguf", text, threads=1)
 
 
 def relative_error(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
