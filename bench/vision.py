@@ -1,10 +1,10 @@
 """What each form of the vision tower costs and gains, next to float32.
 
-    python bench/vision.py [CHECKPOINT] [--pictures 200] [--grids 16x16,32x32]
+    python bench/vision.py [CHECKPOINT] [--questions 200] [--grids 16x16,32x32]
 
 Exports the checkpoint (the built-in model's unless one is named) with a float32 decoder and each form of the tower,
 and prints for each: bytes, seconds per encoded image, the relative error of the image features, and, for the built-in
-model, on how many drawn pictures of a price the greedy answer is the same as with the float32 tower.
+model, on how many drawn prices and charts the greedy answer is the same as with the float32 tower.
 """
 
 from __future__ import annotations
@@ -19,41 +19,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from pictures import questions
 
 import phisight
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.convert import export_onnx, plan_export
 from phisight.export.plan import ExportOptions, VisionType
+from phisight.loading import checkpoint_directory
 from phisight.manifest import Manifest
-from phisight.model import checkpoint_directory
 from phisight.naflex import Patches
 
 FORMS: tuple[VisionType, ...] = ("f32", "f16", "int8", "w8a8")
 
 
-def draw_price(rng: np.random.Generator) -> Image.Image:
-    """A price somewhere in a picture, in one light and one dark colour."""
-    width, height = (int(16 * n) for n in rng.integers(5, 9, 2))
-    dark, light = (tuple(int(c) for c in rng.integers(low, low + 80, 3)) for low in (0, 175))
-    ground, ink = (dark, light) if rng.integers(2) else (light, dark)
-    image = Image.new("RGB", (width, height), ground)
-    text = f"${rng.integers(1, 10)}.{rng.integers(10, 100)}"
-    font = ImageFont.load_default(size=int(rng.integers(13, 19)))
-    place = (int(rng.integers(2, max(3, width - 60))), int(rng.integers(2, height - 22)))
-    ImageDraw.Draw(image).text(place, text, fill=ink, font=font)
-    return image
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="demo")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--grids", default="8x8,16x16")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.open(checkpoint_directory(arguments.checkpoint))
     rng = np.random.default_rng(0)
-    pictures = [draw_price(rng) for _ in range(arguments.pictures)]
+    asked = questions(arguments.questions)
+    pictures = [picture for picture, _, _ in asked]
     grids = [tuple(map(int, text.split("x"))) for text in arguments.grids.split(",")]
     noise = {grid: rng.uniform(-1, 1, (grid[0] * grid[1], 768)).astype(np.float32) for grid in grids}
     rows: list[dict[str, Any]] = []
@@ -82,7 +70,7 @@ def main() -> int:
             row["relative_error"] = (error / sum(float(np.square(b).sum()) for b in exact)) ** 0.5
             if arguments.checkpoint == "demo":
                 options = model.options(temperature=0, max_tokens=16)
-                answers = [model.generate("What does the text say?", [p], options=options).text for p in pictures]
+                answers = [model.generate(question, [picture], options=options).text for picture, question, _ in asked]
                 wanted = wanted or answers
                 row["same_answers"] = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
             del model

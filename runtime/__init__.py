@@ -10,7 +10,8 @@ from __future__ import annotations
 from phisight.answer import Answer, Chunk, Stats
 from phisight.errors import PhisightError
 from phisight.images import open_image
-from phisight.model import Model, load
+from phisight.loading import load
+from phisight.model import Model
 from phisight.naflex import Patches, preprocess, target_size
 from phisight.options import GenerateOptions
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
@@ -21,10 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from phisight.answer import Answer, Chunk, PromptCost, cancelled_early, collect, stream_text
 from phisight.backends.base import Decoder, VisionEncoder
 from phisight.cached_decoder import CachedDecoder, Cancel
-from phisight.chat_template import read_chat_template
 from phisight.config import ImageBudget
 from phisight.context import check_context
-from phisight.errors import Cancelled, ImageError, InputError, ModelDirError, PromptError
+from phisight.errors import Cancelled, ImageError, InputError
 from phisight.generate import ControlIds, Generation
 from phisight.images import ImageSource
 from phisight.manifest import Manifest
@@ -44,78 +41,19 @@ from phisight.prompt import (
 from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, splice
 from phisight.stopping import StopTexts
 from phisight.thought import ThoughtSplitter
-from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["Model", "StageProgress", "checkpoint_directory", "load", "model_directory"]
+__all__ = ["Model", "StageProgress"]
 
 StageProgress: TypeAlias = Callable[[Literal["encode", "prefill"], int, int], None]
 """Called with the stage, how much of it is done and how much there is: images, or positions."""
 
+TEXT_ONLY = (
+    "this model cannot take images: it was made of a text-only checkpoint, or is a GGUF file opened without its mmproj"
+)
+
 FEATURE_CACHE_BYTES = 512 << 20
 """Image features kept for further questions: a 3600-token image of the 15B model takes 70 MiB."""
-
-
-DEMO = Path(str(files("phisight"))) / "demo"
-"""The built-in model: its checkpoint, and that exported."""
-
-
-def model_directory(name: str | Path) -> Path:
-    """The directory that `name` means: the built-in model for "demo", else the path itself."""
-    return DEMO / "onnx" if name == "demo" else Path(name)
-
-
-def checkpoint_directory(name: str | Path) -> Path:
-    """The checkpoint that `name` means: the built-in model's for "demo", else the path itself."""
-    return DEMO / "checkpoint" if name == "demo" else Path(name)
-
-
-def load(
-    path: str | Path = "demo",
-    *,
-    device: str = "auto",
-    threads: int | Literal["auto"] = "auto",
-    context: int | None = None,
-    accuracy_level: Literal[0, 4] | None = None,
-) -> Model:
-    """Open an exported model directory, or the built-in model.
-
-    Sizes and headers are checked against the manifest, not hashes. `context` may shorten the model's context, in
-    positions. `accuracy_level` overrides that of the export.
-
-    Raises ModelDirError, InputError, or EngineError if the engine is missing or the device cannot be used.
-    """
-    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
-    from phisight.backends.ort_session import SessionSettings, integer_products
-    from phisight.devices import choose_device
-
-    directory = model_directory(path)
-    manifest = Manifest.read(directory)
-    config = manifest.model
-    chosen = choose_device(device, str(manifest.options.get("float", "f32")))
-    thread_choice = choose_threads(threads)
-    products = integer_products()
-    settings = SessionSettings(chosen.device, thread_choice.count, accuracy_level, products)
-    notes = [f"device {chosen.device}: {chosen.reason}", f"{thread_choice.count} threads: {thread_choice.reason}"]
-    if not products.exact and chosen.device == "cpu":
-        notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise ModelDirError(
-            f"{directory / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, "
-            f"the decoder {config.decoder.vocab_size}: they belong to different models"
-        )
-    encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
-    decoder = OrtDecoder(directory, settings, config.decoder)
-    return Model(
-        manifest,
-        tokenizer,
-        PromptBuilder(tokenizer, read_chat_template(directory)),
-        encoder,
-        decoder,
-        context=_checked_context(context, config.decoder.context_length),
-        notes=tuple(notes),
-    )
 
 
 class Model:
@@ -157,7 +95,7 @@ class Model:
     def budget(self) -> ImageBudget:
         """Fewest and most patches of an image. Raises ImageError for a text-only model."""
         if self.manifest.model.images is None:
-            raise ImageError("this model was exported from a text-only checkpoint: it cannot take images")
+            raise ImageError(TEXT_ONLY)
         return self.manifest.model.images
 
     def options(self, **changes: Any) -> GenerateOptions:
@@ -186,7 +124,7 @@ class Model:
         Raises ImageError for a text-only model, EngineError.
         """
         if self._encoder is None:
-            raise ImageError("this model was exported from a text-only checkpoint: it cannot take images")
+            raise ImageError(TEXT_ONLY)
         features = self._features.pop(patches.digest, None)
         if features is None:
             features = self._encoder.encode(patches)
@@ -369,11 +307,3 @@ class Model:
         text = int(np.count_nonzero(np.asarray(ids) != IMAGE_SLOT))
         images = sum(p.num_patches for p in patches)
         check_context(text, images, self.context, answer=answer, max_tokens=max_tokens)
-
-
-def _checked_context(context: int | None, most: int) -> int:
-    if context is None:
-        return most
-    if not 1 < context <= most:
-        raise PromptError(f"context is {context} positions, wanted 2 to the model's {most}")
-    return context

@@ -56,7 +56,7 @@ def test_what_is_no_model(capsys: Captured, tmp_path: Path) -> None:
         rest = ["Hello"] if command == ["run"] else []
         assert "it is a checkpoint: export it first" in error(capsys, *command, DEMO / "checkpoint", *rest)
         assert "has no phisight.json, it is not a model" in error(capsys, *command, tmp_path, *rest)
-        assert f"{PRICE} is a file" in error(capsys, *command, PRICE, *rest)
+        assert f"{PRICE} does not begin with GGUF" in error(capsys, *command, PRICE, *rest)
 
 
 @pytest.mark.parametrize(

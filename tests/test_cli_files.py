@@ -103,7 +103,7 @@ def test_what_is_no_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no phisight.json" in _error(capsys, "verify", str(tmp_path))
     picture = tmp_path / "picture.png"
     Image.new("RGB", (8, 8)).save(picture)
-    assert "a file" in _error(capsys, "info", str(picture))
+    assert "does not begin with GGUF" in _error(capsys, "info", str(picture))
 
 
 def test_a_newer_schema_and_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,3 +170,20 @@ def test_gguf_export_and_its_options(tmp_path: Path, capsys: pytest.CaptureFixtu
     plan.write_text("[]")
     assert "no object of types" in _error(capsys, *export, "--force", "--plan", str(plan))
     assert "wanted one of F32" in _error(capsys, *export, "--force", "--vision", "w8a8")
+
+
+def test_info_of_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "demo", str(tmp_path / "m"), "--format", "gguf", "--onnx-vision", "none"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "m/model-q4_0.gguf"), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["metadata"]["phi3.block_count"] == 4
+    assert info["metadata"]["tokenizer.ggml.tokens"] == "[832 values]"
+    assert info["tensors"]["output.weight"] == {
+        "shape": [832, 256],
+        "type": "Q6_K",
+        "weights": 832 * 256,
+        "bytes": 832 * 210,
+    }
+    assert main(["info", str(tmp_path / "m/mmproj-f16.gguf")]) == 0
+    assert "clip.projector_type = phi4" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from phisight.backends import ort_session
 from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session
 from phisight.devices import choose_device
 from phisight.errors import EngineError, InputError
-from phisight.model import model_directory
+from phisight.loading import model_directory
 
 
 @pytest.fixture

@@ -229,7 +229,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_command_names_its_extra(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['ml_dtypes'] = None; from phisight.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['ml_dtypes'] = None; from phisight.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "synth", str(tmp_path / "out")], capture_output=True, text=True, check=False
     )

@@ -13,7 +13,8 @@ from phisight.answer import Chunk
 from phisight.cli.console import Console, ProgressBar
 from phisight.errors import ImageError, InputError
 from phisight.generate import FinishReason
-from phisight.model import Model, load
+from phisight.loading import load
+from phisight.model import Model
 from phisight.options import GenerateOptions
 from phisight.prompt import Message, SystemBlock
 
@@ -71,8 +72,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     parser.add_argument("--context", type=int, metavar="N", help="most positions of prompt and answer together")
     parser.add_argument(
-        "--accuracy-level", type=int, choices=[0, 4], help="override the export: 0 computes quantised layers in floats"
+        "--accuracy-level",
+        type=int,
+        choices=[0, 4],
+        help="ONNX: override the export; 0 computes quantised layers in floats",
     )
+    gguf = parser.add_argument_group("GGUF models")
+    gguf.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF file")
+    gguf.add_argument(
+        "--vision-engine",
+        choices=["auto", "onnx", "mtmd"],
+        default="auto",
+        help="run the tower with ONNX Runtime, or with llama.cpp (default: ONNX where it is there)",
+    )
+    gguf.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="decoder layers on a GPU (default: 0)")
+    gguf.add_argument("--kv", choices=["f16", "q8_0"], default="f16", help="type of the KV cache (default: f16)")
+    gguf.add_argument(
+        "--repack",
+        action=argparse.BooleanOptionalAction,
+        help="keep a second, repacked copy of the weights (default: where it is faster)",
+    )
+    gguf.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -89,6 +109,12 @@ def load_model(args: argparse.Namespace) -> Model:
         threads=threads,
         context=args.context,
         accuracy_level=args.accuracy_level,
+        mmproj=args.mmproj,
+        vision_engine=args.vision_engine,
+        gpu_layers=args.gpu_layers,
+        kv_type=args.kv,
+        repack=args.repack,
+        verbose=args.verbose,
     )
 
 

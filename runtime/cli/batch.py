@@ -20,8 +20,9 @@ from phisight.cli.asking import (
 from phisight.cli.cases import Case, read_cases
 from phisight.cli.console import Console
 from phisight.errors import InputError, PhisightError
+from phisight.loading import model_directory
 from phisight.manifest import Manifest
-from phisight.model import Model, model_directory
+from phisight.model import Model
 from phisight.options import GenerateOptions
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
@@ -97,10 +98,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides the answers beside the cases: the model's files, and what was said on the command line."""
-    names = (*SAMPLING, "mode", "system", "max_patches", "accuracy_level", "context")
+    names = (*SAMPLING, "mode", "system", "max_patches", "accuracy_level", "context", "vision_engine", "kv")
     said = {name: value for name in names if (value := getattr(args, name)) is not None}
-    files = Manifest.read(model_directory(args.model)).files
-    return {**said, "model": {name: entry.sha256 for name, entry in files.items()}}
+    return {**said, "model": _identity(args)}
+
+
+def _identity(args: argparse.Namespace) -> dict[str, Any]:
+    """What the model is: its files' hashes, or the sizes of bare GGUF files, which have no manifest."""
+    path = model_directory(args.model)
+    if path.is_file():
+        bare = [path] if args.mmproj is None else [path, Path(args.mmproj)]
+        return {file.name: file.stat().st_size for file in bare if file.is_file()}
+    return {name: entry.sha256 for name, entry in Manifest.read(path).files.items()}
 
 
 def _kept(answers: AnswerRows, args: argparse.Namespace, cases: Sequence[Case]) -> dict[str, Row]:

@@ -12,7 +12,7 @@ from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_plan
 from phisight.errors import InputError
-from phisight.model import checkpoint_directory
+from phisight.loading import checkpoint_directory
 
 if TYPE_CHECKING:
     from phisight.export.gguf_plan import GgufOptions
@@ -152,7 +152,7 @@ def _read_plan(path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def _server_line(out: Path, files: Sequence[str]) -> str:
-    """The command that serves the files with llama.cpp, whose own preprocessing of pictures differs from the model's."""
+    """The command that serves the files with llama.cpp, which sizes pictures otherwise than the model wants."""
     text = next(name for name in files if name.startswith("model-"))
     mmproj = next((f" --mmproj {out / name}" for name in files if name.startswith("mmproj-")), "")
     return f"serve it: llama-server -m {out / text}{mmproj} --jinja"

@@ -7,27 +7,39 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_config, describe_tensors
+from phisight.gguf_file import GgufFile, MetadataValue
+from phisight.loading import checkpoint_directory, model_directory
 from phisight.manifest import FILE_NAME, Manifest, bits_per_weight
-from phisight.model import checkpoint_directory, model_directory
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = """examples:
   phisight info demo
   phisight info path/to/checkpoint
-  phisight info phi4-int4 --json"""
+  phisight info phi4-int4 --json
+  phisight info model-q4_k_m.gguf"""
+
+
+SHOWN = 8
+SHOWN_CHARACTERS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model directory, a checkpoint directory, or demo")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model directory, a GGUF file, a checkpoint directory, or demo"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     directory = model_directory(args.model)
+    if directory.is_file():
+        return _gguf(directory, console)
     if (directory / FILE_NAME).is_file() or not (directory / "config.json").is_file():
         return _model(args.model, directory, console)
     return _checkpoint(directory, console)
@@ -81,3 +93,43 @@ def _checkpoint(directory: Path, console: Console) -> int:
         console.line(line)
     console.line(f"never used by the model: {len(checkpoint.unused)} tensors")
     return 0
+
+
+def _gguf(path: Path, console: Console) -> int:
+    """Metadata, types and sizes of a GGUF file, ours or another's."""
+    file = GgufFile.read(path)
+    metadata = {key: _short(value) for key, value in file.metadata.items()}
+    if console.as_json:
+        console.document(
+            {
+                "kind": "gguf",
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "metadata": metadata,
+                "tensors": {
+                    t.name: {"shape": t.shape, "type": t.type_name, "weights": t.size, "bytes": t.bytes}
+                    for t in file.tensors.values()
+                },
+            }
+        )
+        return 0
+    console.line(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {len(file.tensors)} tensors")
+    for key, value in metadata.items():
+        console.line(f"  {key} = {value}")
+    console.line(f"{'type':<10}{'tensors':>8}{'weights':>16}{'bytes':>16}{'bits/weight':>13}")
+    for name in sorted({tensor.type_name for tensor in file.tensors.values()}):
+        chosen = [tensor for tensor in file.tensors.values() if tensor.type_name == name]
+        weights, size = sum(t.size for t in chosen), sum(t.bytes for t in chosen)
+        console.line(f"{name:<10}{len(chosen):>8}{weights:>16,}{size:>16,}{8 * size / weights:>13.2f}")
+    return 0
+
+
+def _short(value: MetadataValue) -> Any:
+    """A value for people and JSON: long lists and texts by their length."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list) and len(value) > SHOWN:
+        return f"[{len(value)} values]"
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"[{len(value)} characters]"
+    return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from phisight.cli.console import Console
+from phisight.loading import model_directory
 from phisight.manifest import Manifest
-from phisight.model import model_directory
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 

@@ -1,0 +1,112 @@
+"""Opening a model: which files, which engine, which device, and why.
+
+directory with phisight.json  -> ONNX Runtime, or llama.cpp for a GGUF directory with the tower as ONNX if it is there
+FILE.gguf (and an mmproj)     -> llama.cpp
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from phisight.chat_template import read_chat_template
+from phisight.errors import InputError
+from phisight.gguf_loading import GgufFiles, LlamaCppSettings, VisionEngine, load_gguf
+from phisight.loading_checks import check_vocabulary, checked_context
+from phisight.manifest import Manifest
+from phisight.model import Model
+from phisight.prompt import PromptBuilder
+from phisight.threads import choose_threads
+from phisight.tokenizer import Tokenizer
+
+__all__ = ["checkpoint_directory", "load", "model_directory"]
+
+DEMO = Path(str(files("phisight"))) / "demo"
+"""The built-in model: its checkpoint, and that exported."""
+
+
+def model_directory(name: str | Path) -> Path:
+    """The directory that `name` means: the built-in model for "demo", else the path itself."""
+    return DEMO / "onnx" if name == "demo" else Path(name)
+
+
+def checkpoint_directory(name: str | Path) -> Path:
+    """The checkpoint that `name` means: the built-in model's for "demo", else the path itself."""
+    return DEMO / "checkpoint" if name == "demo" else Path(name)
+
+
+def load(
+    path: str | Path = "demo",
+    *,
+    mmproj: str | Path | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    context: int | None = None,
+    accuracy_level: Literal[0, 4] | None = None,
+    vision_engine: VisionEngine = "auto",
+    gpu_layers: int = 0,
+    kv_type: Literal["f16", "q8_0"] = "f16",
+    repack: bool | None = None,
+    verbose: bool = False,
+) -> Model:
+    """Open an exported model directory, a GGUF file with or without its mmproj, or the built-in model.
+
+    Sizes and headers are checked, not hashes. `context` may shorten the model's context, in positions.
+
+    For ONNX: `device` "auto", "cpu" or "cuda"; `accuracy_level` overrides that of the export.
+    For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
+    llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `kv_type` of the cache; `repack` None chooses whether
+    llama.cpp keeps a second, faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.
+
+    Raises ModelDirError, InputError, or EngineError if an engine is missing or the device cannot be used.
+    """
+    directory = model_directory(path)
+    gguf = LlamaCppSettings(gpu_layers, kv_type, repack, verbose)
+    if directory.is_file():
+        return load_gguf(GgufFiles.of_files(directory, mmproj), threads, context, vision_engine, gguf)
+    if mmproj is not None:
+        raise InputError(f"mmproj goes with a GGUF file, but {directory} is a directory: leave it out")
+    manifest = Manifest.read(directory)
+    if manifest.format == "gguf":
+        if accuracy_level is not None:
+            raise InputError(f"{directory} is a GGUF model: accuracy_level is for ONNX models")
+        return load_gguf(GgufFiles.of_directory(directory, manifest), threads, context, vision_engine, gguf)
+    if gguf != LlamaCppSettings() or vision_engine != "auto":
+        raise InputError(f"{directory} is an ONNX model: gpu_layers, kv_type, repack and vision_engine are for GGUF")
+    return _load_onnx(directory, manifest, device, threads, context, accuracy_level)
+
+
+def _load_onnx(
+    directory: Path,
+    manifest: Manifest,
+    device: str,
+    threads: int | Literal["auto"],
+    context: int | None,
+    accuracy_level: Literal[0, 4] | None,
+) -> Model:
+    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
+    from phisight.backends.ort_session import SessionSettings, integer_products
+    from phisight.devices import choose_device
+
+    config = manifest.model
+    chosen = choose_device(device, str(manifest.options.get("float", "f32")))
+    choice = choose_threads(threads)
+    products = integer_products()
+    settings = SessionSettings(chosen.device, choice.count, accuracy_level, products)
+    notes = [f"device {chosen.device}: {chosen.reason}", f"{choice.count} threads: {choice.reason}"]
+    if not products.exact and chosen.device == "cpu":
+        notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
+    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+    check_vocabulary(tokenizer, config, directory)
+    encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
+    decoder = OrtDecoder(directory, settings, config.decoder)
+    return Model(
+        manifest,
+        tokenizer,
+        PromptBuilder(tokenizer, read_chat_template(directory)),
+        encoder,
+        decoder,
+        context=checked_context(context, config.decoder.context_length),
+        notes=tuple(notes),
+    )
