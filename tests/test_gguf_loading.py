@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +163,33 @@ def test_batch_on_bare_files(export: Callable[..., Path], tmp_path: Path, capsys
     capsys.readouterr()
     assert main([*batch, *pair, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 1
+
+
+# A file begins: magic 0, version 4, number of tensors 8, number of keys 16, length of the first key 24, the key
+# (general.architecture) 32, its type 52, the length of its text 56, the text (phi3) 64.
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut in the first key": lambda data: data[:40],
+    "cut in the tokenizer": lambda data: data[:9000],
+    "cut in the tensor table": lambda data: data[: data.index(b"blk.0.attn_norm.weight") + 30],
+    "cut in the weights": lambda data: data[: len(data) * 2 // 3],
+    "wrong magic": lambda data: b"GGML" + data[4:],
+    "a version to come": lambda data: data[:4] + b"\x09\0\0\0" + data[8:],
+    "huge number of tensors": lambda data: data[:8] + b"\xff" * 7 + b"\x7f" + data[16:],
+    "huge number of keys": lambda data: data[:16] + b"\xff" * 7 + b"\x7f" + data[24:],
+    "huge text": lambda data: data[:56] + b"\xff" * 7 + b"\x7f" + data[64:],
+    "a text that is not UTF-8": lambda data: data[:64] + b"\xff\xfe\xfd\xfc" + data[68:],
+    "a key of no type": lambda data: data[:52] + b"\x63\0\0\0" + data[56:],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_never_reaches_llama_cpp(name: str, export: Callable[..., Path], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(DAMAGES[name]((export(decoder="F16", onnx_vision="none") / "model-f16.gguf").read_bytes()))
+    command = [sys.executable, "-m", "phisight.cli.main", "run", str(damaged), "Hello"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("phisight: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "damaged.gguf" in done.stderr

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 LIMIT = 2 << 30
+GGUF_LIMIT = 3 << 29
 ROOT = Path(__file__).resolve().parent.parent
 
 WATCHED = """
@@ -40,6 +41,8 @@ def test_memory(tmp_path: Path) -> None:
     checkpoint, model = tmp_path / "checkpoint", tmp_path / "model"
     assert _peak("synth", str(checkpoint), "--layers", "2", "--width", "real") < LIMIT
     assert _peak("export", str(checkpoint), str(model), "--decoder", "int4") < LIMIT
+    gguf = ["export", str(checkpoint), str(tmp_path / "gguf"), "--format", "gguf", "--decoder", "q4_0"]
+    assert _peak(*gguf) < GGUF_LIMIT
     picture = tmp_path / "picture.png"
     Image.effect_noise((960, 960), 80).convert("RGB").save(picture)  # 3600 patches, the most there are
     run = ["run", str(model), "What is this?", "--image", str(picture), "--max-tokens", "8", "--temperature", "0"]
