@@ -27,6 +27,7 @@ from phisight.export.names import expected_tensors, gguf_name
 from phisight.manifest import Manifest
 from phisight.quant import ggml
 from phisight.quant.packing import unpack_matmul_nbits, unpack_q4_0, unpack_q8_0
+from phisight.tokenizer import Tokenizer
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
 
@@ -287,3 +288,18 @@ def test_without_ggml_only_its_own_types_fail(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(EngineError, match=r"phisight\[gguf\]"):
         plan_gguf(checkpoint, GgufOptions(decoder="Q4_K_M"))
     ggml._library.cache_clear()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_stock_llama_cpp_opens_and_evaluates_every_type(preset: str, export: Export) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python, the extra [gguf], is not installed")
+    file = export(DEMO, decoder=preset, onnx_vision="none") / f"model-{preset.lower()}.gguf"
+    model = llama_cpp.Llama(str(file), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True)
+    text = b"<|im_start|>user<|im_sep|>What is 3 + 4?<|im_end|><|im_start|>assistant<|im_sep|>"
+    ids = model.tokenize(text, add_bos=False, special=True)
+    assert ids == Tokenizer.from_file(DEMO / "tokenizer.json").encode(text.decode(), parse_special=True)
+    model.eval(ids)
+    logits = np.array(model.scores[: len(ids)])
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.5
+    model.close()
