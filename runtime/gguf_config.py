@@ -112,8 +112,8 @@ def _check_vocabulary(keys: _Keys, size: int) -> None:
     if not isinstance(tokens, list) or len(tokens) != size:
         found = f"{len(tokens)} strings" if isinstance(tokens, list) else _shown(tokens)
         keys.problems.append(f"tokenizer.ggml.tokens is {found}, wanted {size}, the rows of token_embd.weight")
-    elif len(set(tokens)) < size:
-        keys.problems.append(f"tokenizer.ggml.tokens has {size - len(set(tokens))} tokens twice")
+    elif len(different := {token for token in tokens if "\0" not in token}) < size:  # which would end a C string
+        keys.problems.append(f"tokenizer.ggml.tokens has {size - len(different)} tokens twice or with a NUL")
     if not isinstance(merges, list):
         keys.problems.append(f"tokenizer.ggml.merges is {_shown(merges)}, wanted a list of strings")
     if not isinstance(types, np.ndarray) or types.dtype != np.int32 or len(types) != size:

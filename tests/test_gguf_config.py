@@ -90,6 +90,7 @@ def test_a_sliding_window_as_long_as_the_context(pair: Pair) -> None:
         ({"phi3__feed_forward_length": 255}, "blk.0.ffn_up.weight has the shape [512, 128], wanted [510, 128]"),
         ({"tokenizer__ggml__tokens": ["a"]}, "tokenizer.ggml.tokens is 1 strings, wanted 352, the rows of token_embd"),
         ({"tokenizer__ggml__tokens": ["a"] * 352}, "tokenizer.ggml.tokens has 351 tokens twice"),
+        ({"tokenizer__ggml__tokens": [f"a{n}" for n in range(351)] + ["a\0b"]}, "has 1 tokens twice or with a NUL"),
         ({"tokenizer__ggml__tokens": "a"}, "tokenizer.ggml.tokens is 'a'"),
         ({"tokenizer__ggml__merges": None}, "tokenizer.ggml.merges is missing"),
         ({"tokenizer__ggml__token_type": np.ones(352, np.int64)}, "token_type is not a list of 352 int32"),
