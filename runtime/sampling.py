@@ -25,9 +25,11 @@ __all__ = ["Sampler"]
 
 _Values: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
-# Share of the likeliest token's probability below which no token can be in a nucleus: all of a vocabulary's
-# such tokens together weigh less than the rounding of float32.
-_NEGLIGIBLE = 1e-13
+# Draws before the nucleus is made: at the usual top-p of 0.95 the first is good in 19 of 20 cases.
+_DRAWS = 4
+
+# Weights that are summed first, to find where a draw falls.
+_BLOCK = 512
 
 # Low bits of a float32 that do not count when weights are summed: 16 bits leave sign, exponent and 7 of the fraction.
 _SORTED_BITS = 16
@@ -52,6 +54,7 @@ class Sampler:
         # Made once: fresh arrays of a vocabulary's size cost more than the arithmetic in them.
         self._all_ids = np.arange(self._drawable)
         self._weights = np.empty(self._drawable, dtype=np.float32)
+        self._products = np.empty(self._drawable, dtype=np.float32)
         self._doubles = np.empty(self._drawable)
         self._bits = np.empty(self._drawable, dtype=np.int64)
 
@@ -68,10 +71,16 @@ class Sampler:
         if self._options.temperature == 0:
             return int(scores.argmax())
         ids, weights = self._weighted(scores)
-        cumulated = np.cumsum(weights, dtype=np.float64, out=self._doubles[: len(weights)])
-        # Below the total, so that the token drawn has a weight; the draw itself is below 1, its product may not be.
-        mark = min(self._random.random() * cumulated[-1], np.nextafter(cumulated[-1], 0))
-        return int(ids[np.searchsorted(cumulated, mark, side="right")])
+        if self._options.top_p < 1:
+            # Drawn from all until it falls into the nucleus: the same distribution as a draw from the nucleus, which
+            # would have to be made first, at several times the cost.
+            total = float(weights.sum(dtype=np.float64))
+            for _ in range(_DRAWS):
+                place = self._draw(weights)
+                if self._before(weights, place) < self._options.top_p * total:
+                    return int(ids[place])
+            weights *= self._nucleus(weights)
+        return int(ids[self._draw(weights)])
 
     def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """What `sample` draws from: ids (n,) int64, ascending, and their probabilities (n,) float64.
@@ -82,6 +91,8 @@ class Sampler:
         if self._options.temperature == 0:
             return np.array([scores.argmax()], dtype=np.int64), np.ones(1)
         ids, weights = self._weighted(scores)
+        if self._options.top_p < 1:
+            weights *= self._nucleus(weights)
         kept = np.flatnonzero(weights)
         return ids[kept], weights[kept] / weights.sum(dtype=np.float64)
 
@@ -92,7 +103,7 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise EngineError(f"the logits have shape {logits.shape}: expected ({self._vocab_size},)")
-        if not np.isfinite(logits).all():
+        if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # which pass NaN on
             count = int(np.count_nonzero(~np.isfinite(logits)))
             raise EngineError(
                 f"{count} of {logits.size} logits are NaN or infinite: the engine's arithmetic overflowed or "
@@ -111,7 +122,7 @@ class Sampler:
         return scores
 
     def _weighted(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Candidates' ids, ascending, and their weights: 1 for the likeliest token, 0 for what the filters drop.
+        """Candidates' ids, ascending, and their weights: 1 for the likeliest token, 0 for what min-p drops.
 
         What is dropped last keeps its place: new arrays of a vocabulary's size would cost more than the arithmetic.
         """
@@ -119,12 +130,9 @@ class Sampler:
         ids, top = self._all_ids, scores.max()
         if options.top_k is not None and options.top_k < len(scores):
             ids = _largest(scores, options.top_k)
-        elif (share := max(options.min_p, _NEGLIGIBLE if options.top_p < 1 else 0)) > 0:
-            # Leaves few weights to compute; half a unit of margin hides the rounding.
-            floor = max(float(top) + (math.log(share) - 0.5) * options.temperature, float(np.finfo(np.float32).min))
-            likely = scores >= floor
-            if np.count_nonzero(likely) < len(scores):
-                ids = np.flatnonzero(likely)
+        elif options.min_p > 0:  # leaves few weights to compute; half a unit of margin hides the rounding
+            floor = float(top) + (math.log(options.min_p) - 0.5) * options.temperature
+            ids = np.flatnonzero(scores >= max(floor, float(np.finfo(np.float32).min)))
         if len(ids) < len(scores):
             scores = scores[ids]
         weights = self._weights[: len(scores)]
@@ -134,9 +142,30 @@ class Sampler:
             np.exp(weights, out=weights)
         if options.min_p > 0:
             weights *= weights >= options.min_p
-        if options.top_p < 1:
-            weights *= self._nucleus(weights)
         return ids, weights
+
+    def _draw(self, weights: NDArray[np.float32]) -> int:
+        """A place with a probability in proportion to its weight: first a block, then a place in it."""
+        blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+        block, rest = self._pick(blocks)
+        start = block * _BLOCK
+        place, _ = self._pick(weights[start : start + _BLOCK].astype(np.float64), rest)
+        return start + place
+
+    def _pick(self, weights: NDArray[np.float64], mark: float | None = None) -> tuple[int, float]:
+        """The first place at which the sum exceeds `mark`, a random one if None, and what is left of it there."""
+        cumulated = np.cumsum(weights)
+        if mark is None:
+            mark = self._random.random() * cumulated[-1]
+        mark = min(mark, np.nextafter(cumulated[-1], 0))  # rounding may reach the total, where nothing has a weight
+        place = int(np.searchsorted(cumulated, mark, side="right"))
+        return place, float(mark - (cumulated[place - 1] if place else 0.0))
+
+    def _before(self, weights: NDArray[np.float32], place: int) -> float:
+        """The sum of the weights before the one at `place` in falling order, equal ones in the order of places."""
+        weight = weights[place]
+        larger = np.multiply(weights, weights > weight, out=self._products[: len(weights)])
+        return float(larger.sum(dtype=np.float64)) + float(weight) * np.count_nonzero(weights[:place] == weight)
 
     def _nucleus(self, weights: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which are the largest weights whose sum first reaches top_p of the total; of equal ones the first.
