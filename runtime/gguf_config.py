@@ -138,6 +138,8 @@ def _vision(keys: _Keys) -> VisionConfig:
     hidden, heads = keys.integer("clip.vision.embedding_length"), keys.integer("clip.vision.attention.head_count")
     if hidden % heads:
         keys.problems.append(f"the vision tower's width {hidden} is not a multiple of its {heads} heads")
+    keys.integer("clip.vision.patch_size", 16)
+    keys.integer("clip.vision.image_size", 256)
     keys.expect("clip.vision.patch_size", 16)
     keys.expect("clip.vision.image_size", 256)
     keys.expect("clip.vision.image_mean", [0.5, 0.5, 0.5])
@@ -180,25 +182,23 @@ def _text_tensors(c: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _vision_tensors(c: VisionConfig, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    matrices = {
-        "attn_q": (c.hidden_size, c.hidden_size),
-        "attn_k": (c.hidden_size, c.hidden_size),
-        "attn_v": (c.hidden_size, c.hidden_size),
-        "attn_out": (c.hidden_size, c.hidden_size),
-        "ffn_up": (c.intermediate_size, c.hidden_size),
-        "ffn_down": (c.hidden_size, c.intermediate_size),
-        "ln1": (c.hidden_size,),
-        "ln2": (c.hidden_size,),
-    }
-    affine = {
-        "v.patch_embd": (c.hidden_size, 3, c.patch_size, c.patch_size),
-        "mm.0": (width, c.hidden_size),
-        "mm.2": (width, width),
-    } | {f"v.blk.{i}.{name}": shape for i in range(c.used_layers) for name, shape in matrices.items()}
     yield "v.position_embd.weight", (c.table_side**2, c.hidden_size)
-    for name, shape in affine.items():
-        yield f"{name}.weight", shape
-        yield f"{name}.bias", shape[:1]
+    yield from _affine("v.patch_embd", (c.hidden_size, 3, c.patch_size, c.patch_size))
+    yield from _affine("mm.0", (width, c.hidden_size))
+    yield from _affine("mm.2", (width, width))
+    for i in range(c.used_layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            yield from _affine(f"v.blk.{i}.{name}", (c.hidden_size, c.hidden_size))
+        yield from _affine(f"v.blk.{i}.ffn_up", (c.intermediate_size, c.hidden_size))
+        yield from _affine(f"v.blk.{i}.ffn_down", (c.hidden_size, c.intermediate_size))
+        yield from _affine(f"v.blk.{i}.ln1", (c.hidden_size,))
+        yield from _affine(f"v.blk.{i}.ln2", (c.hidden_size,))
+
+
+def _affine(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A weight and its bias, which has one value per row of the weight."""
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
 
 
 class _Keys:
@@ -210,6 +210,7 @@ class _Keys:
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         value = self.file.metadata.get(key, default)
+        self._check_width(key, "<u4")
         if type(value) is not int or not minimum <= value < 2**31:
             self.problems.append(f"{key} is {_shown(value)}, wanted an integer of at least {minimum}")
             return minimum
@@ -217,6 +218,7 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
         value = self.file.metadata.get(key, default)
+        self._check_width(key, "<f4")
         if type(value) is not float or not 0 <= value < math.inf or (value == 0 and not zero):
             self.problems.append(f"{key} is {_shown(value)}, wanted a positive number")
             return 1.0
@@ -224,9 +226,15 @@ class _Keys:
 
     def expect(self, key: str, wanted: Any) -> None:
         value = self.file.metadata.get(key, wanted)
-        found = value.tolist() if isinstance(value, np.ndarray) else value
-        if found != wanted:
+        found = value.tolist() if isinstance(value, np.ndarray) and value.dtype == np.float32 else value
+        if type(found) is not type(wanted) or found != wanted:
             self.problems.append(f"{key} is {_shown(value)}, supported is {wanted}")
+
+    def _check_width(self, key: str, wanted: str) -> None:
+        """llama.cpp asks for a type by key, and its vision part ends the process over another one."""
+        found = self.file.widths.get(key, wanted)
+        if found != wanted:
+            self.problems.append(f"{key} is stored as {found[1:]}, wanted is {wanted[1:]}")
 
     def expect_tensors(self, wanted: Iterator[tuple[str, tuple[int, ...]]]) -> None:
         if self.problems:  # the shapes follow from the numbers found wrong

@@ -111,11 +111,12 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A checked header."""
+    """A checked header. `widths` has numpy's name of the type of each value that is one number, such as `<u4`."""
 
     path: Path
     metadata: dict[str, MetadataValue]
     tensors: dict[str, GgufTensor]
+    widths: dict[str, str]
 
     @classmethod
     def read(cls, path: str | Path) -> GgufFile:
@@ -140,6 +141,7 @@ class _Header:
         self._file = file
         self._size = size
         self._position = 0
+        self._widths: dict[str, str] = {}
 
     def read(self) -> GgufFile:
         if self._size < len(MAGIC) or self._take(len(MAGIC), "the magic") != MAGIC:
@@ -160,7 +162,7 @@ class _Header:
             )
         self._check_count(num_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
         tensors = self._tensors(num_tensors, self._alignment(metadata))
-        return GgufFile(self._path, metadata, tensors)
+        return GgufFile(self._path, metadata, tensors, self._widths)
 
     def _metadata(self, count: int) -> dict[str, MetadataValue]:
         metadata: dict[str, MetadataValue] = {}
@@ -177,6 +179,7 @@ class _Header:
             return self._string(key)
         if type_ != ARRAY:
             value: MetadataValue = self._numbers(type_, 1, key)[0].item()
+            self._widths[key] = SCALARS[type_]
             return value
         type_ = self._integer("<I", f"the type of {key}")
         count = self._integer("<Q", f"the length of {key}")

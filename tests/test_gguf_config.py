@@ -115,9 +115,12 @@ def test_text_files_that_are_refused(pair: Pair, changes: dict[str, Any], messag
         ({"clip__vision__projection_dim": 5120}, "its image tokens have the width 5120, those of"),
         ({"clip__vision__patch_size": 14}, "clip.vision.patch_size is 14, supported is 16"),
         ({"clip__vision__image_mean": np.zeros(3, np.float32)}, "clip.vision.image_mean is a list, supported is [0.5,"),
+        ({"clip__use_gelu": 1}, "clip.use_gelu is 1, supported is True"),
+        ({"clip__vision__image_std": np.full(3, 0.5)}, "clip.vision.image_std is a list"),
         ({"clip__use_gelu": False}, "clip.use_gelu is False, supported is True"),
         ({"clip__vision__attention__head_count": 5}, "the vision tower's width 64 is not a multiple of its 5 heads"),
         ({"clip__vision__block_count": 4}, "tensors are missing, among them v.blk.3.attn_q.weight"),
+        ({"clip__vision__block_count": 2**31 - 1}, "tensors are missing, among them v.blk.3.attn_q.weight"),
         ({"clip__vision__image_min_pixels": 0}, "clip.vision.image_min_pixels is 0"),
         ({"phisight__image__min_patches": 4000}, "the fewest patches of an image, 4000, are more than the most"),
     ],
@@ -127,6 +130,15 @@ def test_mmprojs_that_are_refused(pair: Pair, changes: dict[str, Any], message: 
         config_from_gguf(pair[0], changed(pair[1], **changes))
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(pair[1].path))
+
+
+@pytest.mark.parametrize(
+    ("key", "width"), [("clip.vision.block_count", "<i4"), ("clip.vision.attention.layer_norm_epsilon", "<f8")]
+)
+def test_numbers_of_another_width(pair: Pair, key: str, width: str) -> None:
+    mmproj = replace(pair[1], widths=pair[1].widths | {key: width})
+    with pytest.raises(ModelDirError, match=f"{key} is stored as {width[1:]}, wanted is [uf]4"):
+        config_from_gguf(pair[0], mmproj)
 
 
 def test_all_problems_come_together(pair: Pair) -> None:

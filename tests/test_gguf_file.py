@@ -53,7 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_metadata(tmp_path: Path) -> None:
-    metadata = GgufFile.read(write(tmp_path / "f.gguf")).metadata
+    header = GgufFile.read(write(tmp_path / "f.gguf"))
+    metadata = header.metadata
     scalars = {key: value for key, value in metadata.items() if not isinstance(value, list | np.ndarray)}
     assert scalars == {
         "general.architecture": "phi3",
@@ -71,6 +72,14 @@ def test_metadata(tmp_path: Path) -> None:
     }
     assert {type(scalars[key]) for key in ("a.u8", "a.i64")} == {int}
     assert (type(scalars["a.bool"]), type(scalars["a.f32"])) == (bool, float)
+    assert header.widths == {
+        f"a.{name}": width
+        for name, width in zip(
+            ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "u64", "i64", "f64"),
+            ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "<u8", "<i8", "<f8"),
+            strict=True,
+        )
+    }
     assert metadata["a.strings"] == ["", "é", "Ġthe"]
     for key, wanted in (("a.integers", [1, -2, 3]), ("a.floats", [0.5, 0.25]), ("a.bools", [True, False])):
         np.testing.assert_array_equal(metadata[key], wanted)
