@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import phisight
+from phisight.backends.ort_session import SessionSettings, integer_products, open_session
 from phisight.config import DecoderConfig, VisionConfig
 from phisight.errors import ImageError
 from phisight.export.checkpoint import Checkpoint
@@ -314,7 +314,7 @@ def test_integer_products_row_by_row(tiny_checkpoint: Path, tmp_path: Path) -> N
     y = layers.linear(graph.input("x", "float32", ["rows", 64]), name, bias=True)
     graph.output(y, "float32", ["rows", 128])
     write_graph(graph, layers.jobs, checkpoint, OutputDirectory(tmp_path), lambda weights: None)
-    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(tmp_path / "layer.onnx", SessionSettings(products=integer_products()))
 
     x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     x[1, 7] = 1e4
