@@ -19,6 +19,7 @@ __all__ = [
     "PATCH_EMBEDDING",
     "POSITION_TABLE",
     "PROJECTOR",
+    "VISION",
     "Part",
     "TensorSpec",
     "decoder_layer",

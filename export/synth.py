@@ -20,6 +20,13 @@ from phisight.config import DecoderConfig, GenerationDefaults, ImageBudget, Mode
 from phisight.errors import ConfigError, InputError
 from phisight.export.checkpoint import INDEX, Checkpoint, import_safetensors
 from phisight.export.directory import check_place, new_directory
+from phisight.export.documents import (
+    SPECIAL_TOKENS,
+    config_document,
+    generation_document,
+    preprocessor_document,
+    tokenizer_document,
+)
 from phisight.export.names import TensorSpec, expected_tensors
 from phisight.export.parallel import Progress
 from phisight.tokenizer import byte_alphabet
@@ -31,16 +38,8 @@ Width = Literal["tiny", "real"]
 MARK = "phisight_synthetic"
 """The key of config.json by which --force knows that a checkpoint is synthetic."""
 
-SPECIAL_TOKENS = 96
-DUMMIES = 86
 END_OF_TURN = 9
 """Place of <|im_end|> among the special tokens, which follow the ordinary vocabulary."""
-
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Where cl100k splits text: https://github.com/openai/tiktoken/blob/main/tiktoken_ext/openai_public.py"""
 
 ELEMENTS_AT_ONCE = 4 << 20
 SHARD_BYTES: dict[Width, int] = {"tiny": 1 << 20, "real": 4 << 30}
@@ -101,9 +100,9 @@ def synthesize(
         weight_map = {spec.name: shard.name for shard in shards for spec in shard.specs}
         documents = {
             INDEX: {"metadata": {"total_size": total}, "weight_map": weight_map},
-            "config.json": _config(model) | {MARK: {"width": width, "layers": layers, "seed": seed}},
-            "generation_config.json": _generation_config(model.generation),
-            "preprocessor_config.json": _preprocessor_config(),
+            "config.json": config_document(model) | {MARK: {"width": width, "layers": layers, "seed": seed}},
+            "generation_config.json": generation_document(model.generation),
+            "preprocessor_config.json": preprocessor_document(ImageBudget()),
             "tokenizer.json": _tokenizer(model.decoder.vocab_size),
         }
         for name, document in documents.items():
@@ -178,110 +177,11 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return (rounded >> 16).astype("<u2")
 
 
-def _config(model: ModelConfig) -> dict[str, Any]:
-    decoder, vision = model.decoder, model.vision
-    assert vision is not None
-    return {
-        "architectures": ["Phi4ForCausalLMV"],
-        "model_type": "phi4-siglip",
-        "dtype": "bfloat16",
-        "hidden_size": decoder.hidden_size,
-        "intermediate_size": decoder.intermediate_size,
-        "num_hidden_layers": decoder.num_layers,
-        "num_attention_heads": decoder.num_heads,
-        "num_key_value_heads": decoder.num_kv_heads,
-        "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.context_length,
-        "rope_theta": decoder.rope_theta,
-        "rope_scaling": None,
-        "rms_norm_eps": decoder.rms_norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "sliding_window": None,
-        "eos_token_id": model.generation.eos_token_ids[0],
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": vision.hidden_size,
-        "use_mm_proj": True,
-        "use_s2": False,
-        "vision_config": {
-            "model_type": "siglip2_vision_model",
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-        },
-    }
-
-
-def _generation_config(generation: GenerationDefaults) -> dict[str, Any]:
-    return {
-        "eos_token_id": list(generation.eos_token_ids),
-        "do_sample": True,
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-    }
-
-
-def _preprocessor_config() -> dict[str, Any]:
-    budget = ImageBudget()
-    return {
-        "min_num_patches": budget.min_patches,
-        "max_num_patches": budget.max_patches,
-        "patch_size": 16,
-        "resample": 2,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
-
-
 def _tokenizer(vocab_size: int) -> dict[str, Any]:
     """Byte-level BPE without merges: bytes as the first 256 ids, special tokens as the last.
 
     Ids between them are words that no text becomes (" w256", ...), since ids may not have gaps.
     """
-    ordinary = vocab_size - SPECIAL_TOKENS
     space = next(symbol for symbol, byte in byte_alphabet().items() if byte == ord(" "))
-    symbols = [*byte_alphabet(), *(f"{space}w{id_}" for id_ in range(256, ordinary))]
-    flags = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": ordinary + i, "content": name, **flags, "special": not name.endswith("think>")}
-            for i, name in enumerate(_special_tokens())
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Removed", "invert": True},
-                byte_level,
-            ],
-        },
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {symbol: i for i, symbol in enumerate(symbols)}, "merges": []},
-    }
-
-
-def _special_tokens() -> list[str]:
-    """Phi-4's special tokens in the order of their ids, 100256 to 100351 in the real tokenizer."""
-    dummies = [f"<|dummy_{i}|>" for i in range(DUMMIES)]
-    middle = [f"<|fim_{part}|>" for part in ("prefix", "middle", "suffix")]
-    turns = ["<|im_start|>", "<|im_end|>", "<|im_sep|>"]
-    return [
-        dummies[0],
-        "<|endoftext|>",
-        *middle,
-        *dummies[1:4],
-        *turns,
-        *dummies[4:13],
-        "<|endofprompt|>",
-        *dummies[13:],
-        "<think>",
-        "</think>",
-    ]
+    symbols = [*byte_alphabet(), *(f"{space}w{id_}" for id_ in range(256, vocab_size - SPECIAL_TOKENS))]
+    return tokenizer_document({symbol: i for i, symbol in enumerate(symbols)})

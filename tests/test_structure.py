@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = {"runtime": "phisight", "quant": "phisight.quant", "export": "phisight.export"}
-MAY_NOT_IMPORT = {"runtime": ("phisight.quant", "phisight.export"), "quant": ("phisight.export",), "export": ()}
+LAYERS = {"runtime": "phisight", "quant": "phisight.quant", "export": "phisight.export", "demo": "phisight.training"}
+MAY_NOT_IMPORT = {
+    "runtime": ("phisight.quant", "phisight.export", "phisight.training"),
+    "quant": ("phisight.export", "phisight.training"),
+    "export": ("phisight.training",),
+    "demo": (),
+}
 AT_IMPORT_TIME = {"numpy", "PIL", "tokenizers", "jinja2", "phisight"}
 POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"}
 

@@ -60,9 +60,10 @@ class Console:
                 stream.reconfigure(errors="replace")
         warnings.showwarning = _show_warning
 
-    def write(self, text: str) -> None:
-        """Text on standard output as it comes, without a newline; on standard error with --json."""
-        self._put(sys.stderr if self.as_json else sys.stdout, text)
+    def write(self, text: str, *, dim: bool = False) -> None:
+        """Text on standard output as it comes, without a newline, dim only on a terminal; on standard error with --json."""
+        stream = sys.stderr if self.as_json else sys.stdout
+        self._put(stream, text, dim=dim and stream.isatty())
 
     def line(self, text: str = "") -> None:
         """A line of the result."""

@@ -1,0 +1,49 @@
+"""The stages of training and their settings: data, rates, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+__all__ = ["RECIPE", "SMOKE", "Stage", "rate_at"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`rate` falls or rises linearly from its first to its last value, after `warmup` steps from 0."""
+
+    name: str
+    steps: int
+    rate: tuple[float, float]
+    mix: Mapping[str, float]
+    """Shares of the tasks' pictures; "page" is a dense page of codes."""
+    answers: bool = True
+    """Whether questions are asked; without, the tower alone learns the patches' labels."""
+    label_weight: float = 0.2
+    tower_rate: float = 0.6
+    """The tower's rate as a share of the decoder's."""
+    tokens: int = 4400
+    """Image and text tokens of a process and step."""
+    text_length: int = 100
+    """Most text tokens behind a picture."""
+    warmup: int = 30
+
+
+GLYPHS = {"page": 0.45, "read": 0.1, "ground": 0.25, "chart": 0.08, "count": 0.12}
+QUESTIONS = {"read": 0.22, "page": 0.06, "ground": 0.2, "chart": 0.14, "count": 0.18, "two_images": 0.2}
+
+RECIPE = (
+    # Answers alone teach the tower too slowly what a glyph is: labels for every patch come first.
+    Stage("tower", 900, (0.014, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
+    Stage("answers", 1200, (0.008, 0.006), QUESTIONS),
+    # A large part of the gain comes while the rate falls.
+    Stage("decay", 1900, (0.006, 0.0), QUESTIONS),
+)
+SMOKE = tuple(replace(stage, steps=2, tokens=600, warmup=1) for stage in RECIPE)
+"""The same in a minute, to see that it runs."""
+
+
+def rate_at(stage: Stage, step: int) -> float:
+    """The rate of a stage's step, counted from 0."""
+    first, last = stage.rate
+    return (first + (last - first) * step / stage.steps) * min(1.0, (step + 1) / stage.warmup)
