@@ -61,7 +61,7 @@ class Console:
         warnings.showwarning = _show_warning
 
     def write(self, text: str, *, dim: bool = False) -> None:
-        """Text on standard output as it comes, without a newline, dim only on a terminal; on standard error with --json."""
+        """Text on standard output as it comes, without a newline; on standard error with --json. Files get no dim."""
         stream = sys.stderr if self.as_json else sys.stdout
         self._put(stream, text, dim=dim and stream.isatty())
 
