@@ -15,11 +15,12 @@ from typing import Any, get_args
 
 from phisight.cli.asking import SAMPLING, system_messages
 from phisight.errors import InputError
+from phisight.json_lines import Fields, read_lines, read_object
 from phisight.prompt import Message, Mode, SystemBlock, user_message
 
 __all__ = ["Case", "Question", "read_cases"]
 
-FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+FIELDS: Fields = {
     "id": ((str, int), "a text or a whole number"),
     "prompt": (str, "a text"),
     "messages": (list, "a list of messages"),
@@ -64,20 +65,15 @@ def read_cases(path: Path, settings: Mapping[str, Any]) -> list[Case]:
     File names are relative to the file's folder; `settings["system"]` heads the cases that have no system message.
     Raises InputError for a file that cannot be read or has not one usable case.
     """
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}: give a file of cases") from None
+    lines = read_lines(path)
     decided = json.dumps(settings, sort_keys=True).encode()
     seen: Counter[bytes] = Counter()
     lines_of_ids: dict[str | int, int] = {}
     cases = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         case_id = None
         try:
-            fields = _read_fields(line)
+            fields = read_object(line, FIELDS, SAMPLING)
             identity = json.dumps(fields, sort_keys=True).encode()
             case_id = fields.get("id")
             question: Question | str = _read_question(fields, path.parent, settings.get("system"))
@@ -92,26 +88,6 @@ def read_cases(path: Path, settings: Mapping[str, Any]) -> list[Case]:
         first = f": line {cases[0].line}: {cases[0].question}" if cases else ": it is empty"
         raise InputError(f"{path} has no usable case{first}")
     return cases
-
-
-def _read_fields(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line, known fields of the right types alone."""
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"the line is not UTF-8 from byte {error.start} on: convert the file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the line is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"the line is a JSON {type(fields).__name__}: an object with a prompt is wanted")
-    if unknown := sorted(fields.keys() - FIELDS.keys() - set(SAMPLING)):
-        known = ", ".join([*FIELDS, *SAMPLING])
-        raise InputError(f"there is no {', '.join(map(repr, unknown))} in a case: wanted are {known}")
-    for name, (types, wanted) in FIELDS.items():
-        value = fields.get(name, ...)
-        if value is not ... and (not isinstance(value, types) or isinstance(value, bool)):
-            raise InputError(f"{name} is {value!r}: give {wanted}")
-    return fields
 
 
 def _read_question(fields: Mapping[str, Any], folder: Path, system: str | None) -> Question:
