@@ -14,13 +14,13 @@ from phisight.chat_template import read_chat_template
 from phisight.errors import InputError
 from phisight.gguf_loading import GgufFiles, LlamaCppSettings, VisionEngine, load_gguf
 from phisight.loading_checks import check_vocabulary, checked_context
-from phisight.manifest import Manifest
+from phisight.manifest import FILE_NAME, Manifest
 from phisight.model import Model
 from phisight.prompt import PromptBuilder
 from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["checkpoint_directory", "load", "model_directory"]
+__all__ = ["checkpoint_directory", "is_checkpoint", "load", "model_directory"]
 
 DEMO = Path(str(files("phisight"))) / "demo"
 """The built-in model: its checkpoint, and that exported."""
@@ -34,6 +34,11 @@ def model_directory(name: str | Path) -> Path:
 def checkpoint_directory(name: str | Path) -> Path:
     """The checkpoint that `name` means: the built-in model's for "demo", else the path itself."""
     return DEMO / "checkpoint" if name == "demo" else Path(name)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory is a checkpoint rather than an exported model."""
+    return (directory / "config.json").is_file() and not (directory / FILE_NAME).is_file()
 
 
 def load(

@@ -22,6 +22,7 @@ __all__ = [
     "SAMPLING",
     "StageBars",
     "add_model_options",
+    "add_prompt_options",
     "add_question_options",
     "check_request",
     "load_model",
@@ -47,6 +48,18 @@ SAMPLING = (
 
 def add_question_options(parser: argparse.ArgumentParser) -> None:
     """How a question is put and its answer drawn."""
+    add_prompt_options(parser)
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    parser.add_argument("--top-p", type=float, metavar="P", help="share of probability that is kept")
+    parser.add_argument("--top-k", type=int, metavar="K", help="number of tokens that are kept")
+    parser.add_argument("--min-p", type=float, metavar="P", help="least share of the likeliest token's probability")
+    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
+    parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="text that ends the answer; may be given again")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """How a question is put, and how long its answer may be."""
     parser.add_argument(
         "--mode",
         choices=["auto", "think", "nothink"],
@@ -56,13 +69,6 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message; none leaves out the template's own")
     parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of thought and answer together")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
-    parser.add_argument("--top-p", type=float, metavar="P", help="share of probability that is kept")
-    parser.add_argument("--top-k", type=int, metavar="K", help="number of tokens that are kept")
-    parser.add_argument("--min-p", type=float, metavar="P", help="least share of the likeliest token's probability")
-    parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
-    parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="text that ends the answer; may be given again")
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="most tokens of thought")
 
 
@@ -95,8 +101,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     gguf.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """The model of the command line. Raises InputError, EngineError."""
+def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model:
+    """The model of the command line, or that of a directory made of it. Raises InputError, EngineError."""
     threads: int | Literal["auto"] = "auto"
     if args.threads != "auto":
         try:
@@ -104,7 +110,7 @@ def load_model(args: argparse.Namespace) -> Model:
         except ValueError:
             raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto") from None
     return load(
-        args.model,
+        directory or args.model,
         device=args.device,
         threads=threads,
         context=args.context,
@@ -135,8 +141,9 @@ def check_request(args: argparse.Namespace, images: Sequence[str] = ()) -> None:
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    changes = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    return changes | {"stop": tuple(args.stop)} if args.stop else changes
+    """What was said of SAMPLING; a command need not have all of its options."""
+    changes = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
+    return changes | {"stop": tuple(changes["stop"])} if "stop" in changes else changes
 
 
 def system_messages(system: str | None) -> tuple[list[Message], SystemBlock]:

@@ -44,6 +44,10 @@ class ProgressBar:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
+    def tell(self, text: str) -> None:
+        """What to show behind the bar when it is drawn next."""
+        self._bar.set_postfix_str(text, refresh=False)
+
 
 class Console:
     """The two streams of a command. With `as_json`, exactly one document goes to standard output.

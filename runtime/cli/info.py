@@ -13,8 +13,8 @@ from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_config, describe_tensors
 from phisight.gguf_file import GgufFile, MetadataValue
-from phisight.loading import checkpoint_directory, model_directory
-from phisight.manifest import FILE_NAME, Manifest, bits_per_weight
+from phisight.loading import checkpoint_directory, is_checkpoint, model_directory
+from phisight.manifest import Manifest, bits_per_weight
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     directory = model_directory(args.model)
     if directory.is_file():
         return _gguf(directory, console)
-    if (directory / FILE_NAME).is_file() or not (directory / "config.json").is_file():
-        return _model(args.model, directory, console)
-    return _checkpoint(directory, console)
+    if is_checkpoint(directory):
+        return _checkpoint(directory, console)
+    return _model(args.model, directory, console)
 
 
 def _model(name: str, directory: Path, console: Console) -> int:
