@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def _questions(rng: Random, scene: Scene) -> tuple[Question, ...]:
     return (*questions, *more_questions(rng, scene))
 
 
-def _patches(canvas: Canvas, grid: Grid) -> np.ndarray:  # type: ignore[type-arg]
+def _patches(canvas: Canvas, grid: Grid) -> NDArray[np.float32]:
     """(patches, 768) float32 in [-1, 1], as the model's preprocessing makes them."""
     size = (grid[1] * PATCH, grid[0] * PATCH)
     pixels = canvas.pixels

@@ -15,7 +15,7 @@ from phisight.export.documents import config_document, generation_document, prep
 from phisight.export.names import EMBEDDINGS, HEAD, TensorSpec, expected_tensors
 from phisight.training.architecture import LABEL_HEAD, MODEL
 
-__all__ = ["adopt", "write_checkpoint"]
+__all__ = ["adopt", "read_weights", "write_checkpoint"]
 
 WEIGHTS = "model.safetensors"
 
@@ -39,6 +39,11 @@ def write_checkpoint(weights: dict[str, Tensor], tokenizer: str, out: Path) -> N
         (work / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
 
 
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights in float32."""
+    return {name: tensor.float() for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+
+
 def _unused(spec: TensorSpec) -> Tensor:
     generator = torch.Generator().manual_seed(spec.size)
     if "norm" in spec.name:
@@ -51,7 +56,7 @@ def adopt(weights: dict[str, Tensor], checkpoint: Path, tokenizer: str) -> None:
 
     A token that the checkpoint does not know gets the mean of the tokens that its text has there.
     """
-    found = {name: tensor.float() for name, tensor in load_file(checkpoint / WEIGHTS).items()}
+    found = read_weights(checkpoint)
     for name, tensor in weights.items():
         if name not in (EMBEDDINGS, HEAD, *LABEL_HEAD):
             tensor.copy_(found[name])

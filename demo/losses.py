@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from phisight.tasks.question import box_overlap, centre_inside, read_box
@@ -16,7 +17,7 @@ from phisight.training.dialogue import Dialogue, Rows
 from phisight.training.forward import Weights, decode, embed, logits, project
 from phisight.training.labels import LABELS
 
-__all__ = ["Scores", "answer_loss", "label_loss"]
+__all__ = ["Scores", "answer_loss", "hidden_states", "label_loss"]
 
 LABEL_WEIGHT = {"glyph_left": 2.0, "glyph_right": 2.0, "word": 1.0}
 EMPTY_WEIGHT = 0.15
@@ -36,6 +37,7 @@ FEATURE_SIZE = 16.0
 """Most that the features' root mean square should be. Labels are read from normed features, and so would not bound
 them: image tokens once grew to a hundred times the size of text tokens, and the decoder could not change them."""
 HIDDEN = -1e30
+Ids = NDArray[np.int64]
 
 
 class Scores:
@@ -78,9 +80,8 @@ def answer_loss(
     weights: Weights, dialogue: Dialogue, rows: Rows, features: Tensor, per_row: int, scores: Scores
 ) -> Tensor:
     """Cross-entropy of the answers' tokens, each question about as heavy as any other, however short its answer."""
-    hidden, prefix = _hidden(weights, dialogue, rows, features, per_row)
     row, place, token, question = torch.tensor([(t.row, t.place, t.token, t.question) for t in rows.targets]).unbind(-1)
-    guess = logits(weights, hidden[row, place + prefix])
+    guess = logits(weights, hidden_states(weights, dialogue, rows, features, per_row, (row, place)))
     probabilities = guess.log_softmax(-1)
     loss = -probabilities.gather(1, token[:, None])[:, 0]
     coordinate = (token >= FIRST_COORDINATE) & (token < FIRST_COORDINATE + COORDINATES)
@@ -94,8 +95,10 @@ def answer_loss(
     return (loss * weight).sum() / weight.sum()
 
 
-def _hidden(weights: Weights, dialogue: Dialogue, rows: Rows, features: Tensor, per_row: int) -> tuple[Tensor, int]:
-    """The decoder's output (rows, prefix + length, width) and the prefix: opening, pictures and their line breaks."""
+def hidden_states(
+    weights: Weights, dialogue: Dialogue, rows: Rows, features: Tensor, per_row: int, wanted: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The decoder's output (wanted, width) at rows and places behind the pictures."""
     count, length = rows.ids.shape
     pictures = project(weights, features).unflatten(0, (count, per_row))
     opening, line_break = (
@@ -113,7 +116,7 @@ def _hidden(weights: Weights, dialogue: Dialogue, rows: Rows, features: Tensor, 
     picture = (blocks == -1)[:, None, :] & ~blind[:, :, None]
     causal = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
     mask = torch.zeros(same.shape).masked_fill_(~((same | picture) & causal), HIDDEN)
-    return decode(weights, MODEL.decoder, x, positions, mask[:, None]), prefix
+    return decode(weights, MODEL.decoder, x, positions, mask[:, None], (wanted[0], wanted[1] + prefix))
 
 
 def _coordinate_loss(probabilities: Tensor, token: Tensor) -> Tensor:
@@ -126,7 +129,9 @@ def _coordinate_loss(probabilities: Tensor, token: Tensor) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _score(rows: Rows, guess: np.ndarray, token: np.ndarray, question: np.ndarray, scores: Scores) -> None:  # type: ignore[type-arg]
+def _score(
+    rows: Rows, guess: NDArray[np.int64], token: NDArray[np.int64], question: NDArray[np.int64], scores: Scores
+) -> None:
     """Whether each answer's tokens were all the most likely ones; a box is judged by where it lies."""
     right = np.ones(len(rows.questions), bool)
     np.logical_and.at(right, question, guess == token)

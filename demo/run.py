@@ -113,7 +113,9 @@ class Run:
                 step, stop = context.Value("l", self.progress.step), context.Value("b", 0)
                 barrier = context.Barrier(processes)
                 arguments = (self, stage, barrier, step, stop, stop_at)
-                workers = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(processes)]
+                workers = [
+                    context.Process(target=_work, args=(rank, *arguments), daemon=True) for rank in range(processes)
+                ]
                 for worker in workers:
                     worker.start()
                 self._watch(workers, stage, step, stop)
@@ -179,7 +181,7 @@ def _work(rank: int, run: Run, stage: Stage, barrier: Any, step: Any, stop: Any,
         gradients.zero_()
         rng = training_rng(run.seed, stage.name, index, rank)
         loss = _loss(weights, dialogue, stage, rng, scores)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         barrier.wait()
         rate = rate_at(stage, index)
         shares = [(slot, rate * (stage.tower_rate if _of_tower(slot.name) else 1.0)) for slot in mine]

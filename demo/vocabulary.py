@@ -97,3 +97,7 @@ class Vocabulary:
         if found is None:
             raise KeyError(token)
         return found
+
+    def text(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self._library.decode(ids, skip_special_tokens=False)

@@ -37,7 +37,7 @@ def glyph(character: str, face: str, size: int) -> Glyph:
     left, top, right, bottom = (round(edge) for edge in font.getbbox(character, anchor="ls"))
     image = Image.new("L", (max(right - left, 1) + 2, max(bottom - top, 1) + 2))
     ImageDraw.Draw(image).text((1 - left, 1 - top), character, fill=255, font=font, anchor="ls")
-    coverage = np.asarray(image, np.float32)[:, :, None] / 255
+    coverage = np.asarray(image, np.float32)[:, :, None] / np.float32(255)
     return coverage, left - 1, top - 1, round(font.getlength(character))
 
 

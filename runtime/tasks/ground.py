@@ -33,7 +33,7 @@ def ground_scene(rng: Random, size: tuple[int, int]) -> Scene:
     background = paper(rng)
     canvas = Canvas(size, background)
     controls = _draw(rng, canvas, background)
-    questions = []
+    questions: list[Question] = []
     for control in rng.sample(controls, min(len(controls), 4)):
         x0, y0, x1, y1 = control.box
         box = (x0 / canvas.width, y0 / canvas.height, x1 / canvas.width, y1 / canvas.height)
