@@ -6,19 +6,21 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from phisight.errors import PhisightError
 from phisight.training.architecture import first_weights
 from phisight.training.checkpoint import adopt, write_checkpoint
-from phisight.training.recipe import RECIPE, SMOKE
-from phisight.training.run import Run
+from phisight.training.recipe import CONTINUED, FROM_NOISE, Stage, smoke
+from phisight.training.run import STATE, TOKENIZER, Run
 from phisight.training.vocabulary import tokenizer_json
 
 EXAMPLES = """examples:
-  python -m phisight.training run                 train from the start, hours on two cores; the same command resumes
+  python -m phisight.training run                 train from noise, hours on two cores; the same command resumes
   python -m phisight.training run --minutes 90    stop and save after that time
-  python -m phisight.training run --start runtime/demo/checkpoint --from-stage answers
+  python -m phisight.training run --start runtime/demo/checkpoint
+                                                  train these weights further
 """
 
 
@@ -34,15 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="one thread each (default: 2)")
     parser.add_argument("--minutes", type=float, help="save and stop after this time")
     parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with this checkpoint's weights")
-    parser.add_argument("--from-stage", choices=[stage.name for stage in RECIPE], help="leave out the stages before")
     parser.add_argument("--smoke", action="store_true", help="every stage in a few steps, to see that it runs")
     given = parser.parse_args(arguments)
-    recipe = SMOKE if given.smoke else RECIPE
-    if given.from_stage:
-        recipe = recipe[[stage.name for stage in recipe].index(given.from_stage) :]
+    recipe: Sequence[Stage] = CONTINUED if given.start else FROM_NOISE
+    if given.smoke:
+        recipe = smoke(recipe)
     stop_at = time.time() + 60 * given.minutes if given.minutes else None
     try:
-        if (given.run / "state.pt").exists():
+        if (given.run / STATE).exists():
             run = Run.resume(given.run, given.processes)
         else:
             tokenizer = json.dumps(tokenizer_json(), ensure_ascii=False)
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             run = Run.start(given.run, given.seed, weights, tokenizer, given.processes)
         finished = run.train(recipe, stop_at)
         if finished:
-            tokenizer = (given.run / "tokenizer.json").read_text(encoding="utf-8")
+            tokenizer = (given.run / TOKENIZER).read_text(encoding="utf-8")
             write_checkpoint(run.weights(), tokenizer, given.run / "checkpoint")
     except PhisightError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ Newton-Schulz steps).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Slot:
 
     @property
     def end(self) -> int:
-        return self.start + torch.Size(self.shape).numel()
+        return self.start + math.prod(self.shape)
 
     @property
     def uses_muon(self) -> bool:
@@ -67,18 +68,18 @@ class Buffers:
         return cls(shared(size), shared(processes, size), shared(size), shared(size))
 
 
-def slots(weights: Mapping[str, Tensor], processes: int) -> list[Slot]:
+def slots(shapes: Mapping[str, tuple[int, ...]], processes: int) -> tuple[Slot, ...]:
     """Places of all tensors, shared out so that each process has about as much to update."""
     load = [0.0] * processes
     owners = {}
-    for name, tensor in sorted(weights.items(), key=lambda item: -item[1].numel()):
+    for name, shape in sorted(shapes.items(), key=lambda item: -math.prod(item[1])):
         owners[name] = load.index(min(load))
-        load[owners[name]] += tensor.numel() * (min(tensor.shape) if tensor.ndim == 2 else 8)
+        load[owners[name]] += math.prod(shape) * (min(shape) if len(shape) == 2 else 8)
     placed, start = [], 0
-    for name, tensor in weights.items():
-        placed.append(Slot(name, tuple(tensor.shape), start, owners[name]))
-        start += tensor.numel()
-    return placed
+    for name, shape in shapes.items():
+        placed.append(Slot(name, tuple(shape), start, owners[name]))
+        start = placed[-1].end
+    return tuple(placed)
 
 
 @torch.no_grad()

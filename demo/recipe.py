@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["RECIPE", "SMOKE", "Stage", "rate_at"]
+__all__ = ["CONTINUED", "FROM_NOISE", "Stage", "rate_at", "smoke"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,24 @@ class Stage:
 GLYPHS = {"page": 0.45, "read": 0.1, "ground": 0.25, "chart": 0.08, "count": 0.12}
 QUESTIONS = {"read": 0.22, "page": 0.06, "ground": 0.2, "chart": 0.14, "count": 0.18, "two_images": 0.2}
 
-RECIPE = (
+FROM_NOISE = (
     # Answers alone teach the tower too slowly what a glyph is: labels for every patch come first.
-    Stage("tower", 900, (0.014, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
-    Stage("answers", 1200, (0.008, 0.006), QUESTIONS),
+    Stage("tower", 2400, (0.02, 0.008), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
+    Stage("answers", 3000, (0.008, 0.0075), QUESTIONS),
     # A large part of the gain comes while the rate falls.
-    Stage("decay", 1900, (0.006, 0.0), QUESTIONS),
+    Stage("decay", 6000, (0.0075, 0.0), QUESTIONS),
 )
-SMOKE = tuple(replace(stage, steps=2, tokens=600, warmup=1) for stage in RECIPE)
-"""The same in a minute, to see that it runs."""
+CONTINUED = (
+    Stage("tower", 900, (0.014, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
+    Stage("answers", 430, (0.008, 0.006), QUESTIONS),
+    Stage("decay", 2000, (0.0075, 0.0), QUESTIONS),
+)
+"""For weights that were trained before, as on other data: the tower's labels start anew, the rates rise again."""
+
+
+def smoke(recipe: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The same stages in a minute, to see that they run."""
+    return tuple(replace(stage, steps=2, tokens=600, warmup=1) for stage in recipe)
 
 
 def rate_at(stage: Stage, step: int) -> float:

@@ -29,7 +29,7 @@ from phisight.training.forward import encode, logits, prompt_logits  # noqa: E40
 from phisight.training.labels import GLYPHS, LABELS, label_patches  # noqa: E402
 from phisight.training.losses import hidden_states  # noqa: E402
 from phisight.training.optimizer import QUERY_KEY_BOUND, Buffers, slots, update  # noqa: E402
-from phisight.training.recipe import RECIPE, rate_at  # noqa: E402
+from phisight.training.recipe import CONTINUED, FROM_NOISE, rate_at  # noqa: E402
 from phisight.training.vocabulary import Vocabulary, tokenizer_json  # noqa: E402
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
@@ -166,7 +166,7 @@ def test_every_drawn_picture_can_be_labelled(task: str) -> None:
 
 def test_muon_turns_a_gradient_into_an_orthogonal_step_and_queries_and_keys_stay_small() -> None:
     first = first_weights(0)
-    placed = slots(first, 2)
+    placed = slots({name: tuple(tensor.shape) for name, tensor in first.items()}, 2)
     assert {slot.owner for slot in placed} == {0, 1}
     buffers = Buffers.zeros(placed[-1].end, 2)
     for slot in placed:
@@ -200,27 +200,28 @@ def test_weights_adopted_from_another_vocabulary(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    for stage in RECIPE:
+    for stage in (*FROM_NOISE, *CONTINUED):
         assert 0 < rate_at(stage, 0) < stage.rate[0]
         assert rate_at(stage, stage.warmup) == pytest.approx(stage.rate[0], rel=0.1)
         assert rate_at(stage, stage.steps) == pytest.approx(stage.rate[1])
-    assert RECIPE[-1].rate[1] == 0
+    assert FROM_NOISE[-1].rate[1] == CONTINUED[-1].rate[1] == 0
 
 
 def test_the_vocabulary_is_the_shipped_one() -> None:
     assert tokenizer_json() == json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def test_a_run_that_is_cut_ends_as_one_that_is_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The smoke run through the command line: at once, and in parts of one step each."""
-    assert command.main([str(tmp_path / "whole"), "--smoke"]) == 0
-    assert command.main([str(tmp_path / "parts"), "--smoke", "--minutes", "1e-9"]) == 0
+def test_a_smoke_run_that_is_cut_ends_as_one_that_is_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Through the command line, from a trained checkpoint: at once, and in two parts."""
+    options = ["--smoke", "--start", str(DEMO)]
+    assert command.main([str(tmp_path / "whole"), *options]) == 0
+    assert command.main([str(tmp_path / "parts"), *options, "--minutes", "1e-9"]) == 0
     assert not (tmp_path / "parts/checkpoint").exists()
-    assert command.main([str(tmp_path / "parts"), "--smoke"]) == 0
+    assert command.main([str(tmp_path / "parts"), *options]) == 0
     whole, parts = (tmp_path / name / "checkpoint/model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == [stage.name for stage in RECIPE]
+    assert [line["stage"] for line in lines] == [stage.name for stage in FROM_NOISE]
     assert "time is up" in capfd.readouterr().out
     model = phisight.config.ModelConfig.from_checkpoint(tmp_path / "whole/checkpoint")
     assert model.decoder == MODEL.decoder
