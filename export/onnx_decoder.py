@@ -20,7 +20,7 @@ from phisight.export.onnx_graph import GraphBuilder
 from phisight.export.onnx_layers import LayerBuilder, WeightJob
 from phisight.export.plan import Plan
 
-__all__ = ["build_decoder"]
+__all__ = ["add_and_norm", "attention", "build_decoder", "feed_forward", "rotation_tables"]
 
 
 def build_decoder(config: DecoderConfig, plan: Plan, data_file: str) -> tuple[GraphBuilder, list[WeightJob]]:
@@ -32,7 +32,7 @@ def build_decoder(config: DecoderConfig, plan: Plan, data_file: str) -> tuple[Gr
     count = graph.input("num_logits", "int64", [1])
     if layers.dtype != "float32":
         x = layers.cast(x, layers.dtype)
-    rotation = _rotation_tables(layers, config)
+    rotation = rotation_tables(layers, config)
 
     normed = graph.node(
         "SimplifiedLayerNormalization",
@@ -42,14 +42,14 @@ def build_decoder(config: DecoderConfig, plan: Plan, data_file: str) -> tuple[Gr
     )
     for i in range(config.num_layers):
         last = i == config.num_layers - 1
-        mixed = _attention(layers, config, normed, i, lengths, rotation)
+        mixed = attention(layers, config, normed, i, lengths, rotation)
         if last:  # behind the last attention only the positions that get logits matter
             mixed, x = _last_positions(graph, mixed, count), _last_positions(graph, x, count)
         mixed = layers.linear(mixed, decoder_layer(i) + "self_attn.o_proj")
-        normed, x = _add_and_norm(layers, config, mixed, x, decoder_layer(i) + "post_attention_layernorm.weight")
-        inner = _feed_forward(layers, normed, decoder_layer(i) + "mlp.")
+        normed, x = add_and_norm(layers, config, mixed, x, decoder_layer(i) + "post_attention_layernorm.weight")
+        inner = feed_forward(layers, normed, decoder_layer(i) + "mlp.")
         following = FINAL_NORM if last else decoder_layer(i + 1) + "input_layernorm.weight"
-        normed, x = _add_and_norm(layers, config, inner, x, following)
+        normed, x = add_and_norm(layers, config, inner, x, following)
 
     logits = layers.linear(normed, HEAD.removesuffix(".weight"))
     if layers.dtype == "float32":
@@ -60,7 +60,7 @@ def build_decoder(config: DecoderConfig, plan: Plan, data_file: str) -> tuple[Gr
     return graph, layers.jobs
 
 
-def _attention(
+def attention(
     layers: LayerBuilder,
     config: DecoderConfig,
     normed: str,
@@ -88,7 +88,7 @@ def _attention(
     return mixed
 
 
-def _feed_forward(layers: LayerBuilder, normed: str, prefix: str) -> str:
+def feed_forward(layers: LayerBuilder, normed: str, prefix: str) -> str:
     """silu(gate) * up -> down, (1, n, hidden) -> (1, n, hidden)."""
     graph = layers.graph
     both = layers.linear(normed, prefix + "gate_up_proj")
@@ -97,7 +97,7 @@ def _feed_forward(layers: LayerBuilder, normed: str, prefix: str) -> str:
     return layers.linear(graph.node("Mul", [activated, up]), prefix + "down_proj")
 
 
-def _add_and_norm(layers: LayerBuilder, config: DecoderConfig, x: str, residual: str, weight: str) -> tuple[str, str]:
+def add_and_norm(layers: LayerBuilder, config: DecoderConfig, x: str, residual: str, weight: str) -> tuple[str, str]:
     """(norm(x + residual), x + residual)."""
     graph = layers.graph
     total = f"residual.{weight}"
@@ -116,7 +116,7 @@ def _last_positions(graph: GraphBuilder, x: str, count: str) -> str:
     return graph.node("Slice", [x, graph.node("Neg", [count]), end, graph.constant([1])])
 
 
-def _rotation_tables(layers: LayerBuilder, config: DecoderConfig) -> tuple[str, str]:
+def rotation_tables(layers: LayerBuilder, config: DecoderConfig) -> tuple[str, str]:
     """Cosines and sines of every position, (context, head_dim / 2).
 
     Rounded to float32 at each step as the reference's rotary embedding does: at position 32767 the angle's rounding

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import phisight
 from phisight.config import DecoderConfig, GenerationDefaults, ModelConfig
 from phisight.export.checkpoint import Checkpoint
-from phisight.export.onnx_decoder import _rotation_tables
+from phisight.export.onnx_decoder import rotation_tables
 from phisight.export.onnx_graph import GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, LayerBuilder
 from phisight.export.onnx_vision import _position_embedding
@@ -220,7 +220,7 @@ def test_rotation_tables(golden: Path) -> None:
     config = DecoderConfig(256, 256, 1, 2, 1, 352, 32768, 500000.0, 1e-5)
     whole = ModelConfig(config, None, None, GenerationDefaults((EOS,)))
     layers = LayerBuilder(GraphBuilder("rotation", ""), make_plan(whole, ExportOptions(decoder="f32")), "f32")
-    _rotation_tables(layers, config)
+    rotation_tables(layers, config)
     cosine, sine = (job.array for job in layers.jobs if isinstance(job, ArrayJob))
     assert cosine.shape == sine.shape == (32768, 64)
     with np.load(golden / "rope_real.npz") as wanted:
