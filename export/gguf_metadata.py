@@ -90,6 +90,10 @@ def add_vision_metadata(writer: gguf.GGUFWriter, config: ModelConfig, plan: Gguf
 def _add_provenance(writer: gguf.GGUFWriter, plan: GgufPlan) -> None:
     writer.add_string("phisight.version", version("phisight"))
     writer.add_string("phisight.options", json.dumps(plan.options.as_json()))
+    if (matrix := plan.options.imatrix) is not None:  # as llama-quantize tells it
+        writer.add_string("quantize.imatrix.dataset", "; ".join(matrix.datasets))
+        writer.add_uint32("quantize.imatrix.entries_count", len(matrix.weights))
+        writer.add_uint32("quantize.imatrix.chunks_count", matrix.chunk_count)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: ModelConfig) -> None:

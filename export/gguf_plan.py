@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Literal, get_args
 
 import gguf
+import numpy as np
+from numpy.typing import NDArray
 
 from phisight.config import DecoderConfig
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
-from phisight.export.gguf_types import PRESETS, fitting_type, preset_type
+from phisight.export.gguf_types import PRESETS, SIMPLE_TYPES, fitting_type, preset_type
 from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, gguf_name
 from phisight.export.plan import ExportOptions, OnnxVisionType, Plan, make_plan
 from phisight.manifest import TensorEntry
+from phisight.quant.imatrix import ImportanceMatrix
 
 __all__ = ["GgufOptions", "GgufPlan", "PlannedTensor", "make_gguf_plan"]
 
@@ -25,13 +28,15 @@ GgufVisionType = Literal["F32", "F16", "Q8_0"]
 class GgufOptions:
     """What the user chose. `decoder` is a preset of llama.cpp's names, `overrides` types of single tensors.
 
-    `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none".
+    `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none". `imatrix` weighs the errors of
+    all types that ggml's own quantiser packs.
     """
 
     decoder: str = "Q4_0"
     vision: GgufVisionType = "F16"
     onnx_vision: OnnxVisionType = "w8a8"
     overrides: tuple[tuple[str, str], ...] = ()
+    imatrix: ImportanceMatrix | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.decoder not in PRESETS:
@@ -42,20 +47,31 @@ class GgufOptions:
             raise InputError(
                 f"onnx_vision is {self.onnx_vision!r}, wanted one of {', '.join(get_args(OnnxVisionType))}"
             )
+        if self.imatrix is not None and self.decoder in (*SIMPLE_TYPES, "Q4_0"):
+            raise InputError(
+                f"an importance matrix has no use for {self.decoder.lower()}, which holds the checkpoint's floats or "
+                "the numbers of the ONNX export: take a type such as q4_k_m, or leave the matrix out"
+            )
 
     def as_json(self) -> dict[str, str | int]:
         """For the manifest."""
         names = {"decoder": self.decoder.lower(), "vision": self.vision.lower(), "onnx_vision": self.onnx_vision}
-        return {**names, "overrides": len(self.overrides)} if self.overrides else dict(names)
+        options: dict[str, str | int] = dict(names)
+        if self.overrides:
+            options["overrides"] = len(self.overrides)
+        if self.imatrix is not None:
+            options["imatrix"] = self.imatrix.digest
+        return options
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of a GGUF file: its name there, where it comes from, its type."""
+    """One tensor of a GGUF file: its name there, where it comes from, its type, and how much its columns matter."""
 
     name: str
     spec: TensorSpec
     type: str
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,7 +124,7 @@ def make_gguf_plan(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
 
     Vectors and norms are F32, as in llama.cpp. Matrices of the decoder follow the preset, those of tower and projector
     `vision`; where rows do not fit a type's block (the tower's FFN of 4304 in Q8_0) the type is F16. Raises InputError
-    for an override that names no matrix, or a type that rows do not fit.
+    for an override that names no matrix, a type that rows do not fit, or an importance matrix of another model.
     """
     overrides = dict(options.overrides)
     text, vision = [], []
@@ -121,9 +137,11 @@ def make_gguf_plan(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
             vision.append(PlannedTensor(stored, spec, _vision_type(spec, options, overrides.pop(stored, None))))
         else:
             chosen = _text_type(spec, stored, options, checkpoint.config.decoder, overrides.pop(stored, None))
-            text.append(PlannedTensor(stored, spec, chosen))
+            text.append(PlannedTensor(stored, spec, chosen, _importance(stored, spec, options.imatrix)))
     if overrides:
         raise InputError(f"the plan names tensors that this model does not have: {', '.join(overrides)}")
+    if options.imatrix is not None and all(tensor.importance is None for tensor in text):
+        raise InputError("the importance matrix names no weight of this model: give one made for it")
     onnx = None
     if checkpoint.config.vision is not None and options.onnx_vision != "none":
         onnx = make_plan(checkpoint.config, ExportOptions(decoder="int8", vision=options.onnx_vision))
@@ -136,8 +154,14 @@ def _text_type(spec: TensorSpec, name: str, options: GgufOptions, config: Decode
     if override is not None:
         return _checked(name, override, spec.shape[1])
     groups = config.num_heads // config.num_kv_heads
-    chosen = preset_type(options.decoder, name, layers=config.num_layers, groups=groups)
+    weighed = options.imatrix is not None
+    chosen = preset_type(options.decoder, name, layers=config.num_layers, groups=groups, imatrix=weighed)
     return fitting_type(chosen, spec.shape[1])
+
+
+def _importance(name: str, spec: TensorSpec, matrix: ImportanceMatrix | None) -> NDArray[np.float32] | None:
+    """Raises InputError for a matrix of another model."""
+    return None if matrix is None or len(spec.shape) != 2 else matrix.columns(name, spec.shape[1])
 
 
 def _vision_type(spec: TensorSpec, options: GgufOptions, override: str | None) -> str:

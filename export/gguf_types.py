@@ -1,7 +1,7 @@
 """Which ggml type each tensor of the decoder gets under a preset, as llama.cpp's quantiser chooses it.
 
-The choices are those of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp for the architecture phi3 without
-an importance matrix: some layers of the attention's input and of the feed-forward's output get more bits.
+The choices are those of `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp for the architecture phi3: some
+layers of the attention's input and of the feed-forward's output get more bits.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ FALLBACKS = {
 """What llama.cpp takes where rows are no multiple of 256."""
 
 
-def preset_type(preset: str, name: str, *, layers: int, groups: int) -> str:
+def preset_type(preset: str, name: str, *, layers: int, groups: int, imatrix: bool = False) -> str:
     """The type of the matrix `name` (GGUF's name) before `fitting_type`.
 
-    `layers` is the decoder's depth, `groups` how many query heads share a key-value head. Raises InputError.
+    `layers` is the decoder's depth, `groups` how many query heads share a key-value head, `imatrix` whether there is an
+    importance matrix. Raises InputError.
     """
     if preset not in PRESETS:
         raise InputError(f"decoder is {preset!r}, wanted one of {', '.join(PRESETS).lower()} (case does not matter)")
@@ -70,7 +71,7 @@ def preset_type(preset: str, name: str, *, layers: int, groups: int) -> str:
     if ".attn_qkv." in name:
         return _attention_input(preset, base, layer, layers, groups)
     if ".ffn_down." in name:
-        return _feed_forward_output(preset, base, layer, layers)
+        return _feed_forward_output(preset, base, layer, layers, imatrix)
     if ".attn_output." in name:
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(preset, base)
     return base
@@ -110,7 +111,7 @@ def _attention_input(preset: str, base: str, layer: int, layers: int, groups: in
     return base
 
 
-def _feed_forward_output(preset: str, base: str, layer: int, layers: int) -> str:
+def _feed_forward_output(preset: str, base: str, layer: int, layers: int, imatrix: bool) -> str:
     first = layer < layers // 8
     match preset:
         case "Q2_K":
@@ -119,8 +120,12 @@ def _feed_forward_output(preset: str, base: str, layer: int, layers: int) -> str
             return "Q5_K" if layer < layers // 16 else "Q4_K"
         case "Q3_K_L":
             return "Q5_K"
-        case "Q4_K_S" | "IQ4_NL" | "IQ4_XS":
+        case "Q4_K_S":
             return "Q5_K" if first else base
+        case "IQ4_NL" | "IQ4_XS":
+            return "Q5_K" if first and not imatrix else base
+        case "Q5_0":
+            return "Q5_1" if first and imatrix else base
         case "Q4_K_M" | "Q5_K_M":
             return "Q6_K" if _more_bits(layer, layers) else base
         case "IQ3_M":

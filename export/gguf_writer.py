@@ -92,14 +92,19 @@ def _write_tensor(file: OutputFile, tensor: PlannedTensor, source: SourceTensor,
         file.write_array(to_float_type(np.ascontiguousarray(kernel), tensor.type))
         progress(source.size)
         return
-    pack = _packer(tensor.type)
+    pack = _packer(tensor.type, tensor.importance)
     for count, packed in in_parallel(lambda chunk: (chunk.size, pack(chunk)), source.chunks()):
         file.write_array(packed)
         progress(count)
 
 
-def _packer(type_name: str) -> Callable[[NDArray[np.float32]], NDArray[np.generic]]:
-    """Rows of float32 -> the bytes of the type. INT4 and INT8 come from the same blocks as in ONNX files."""
+def _packer(
+    type_name: str, importance: NDArray[np.float32] | None = None
+) -> Callable[[NDArray[np.float32]], NDArray[np.generic]]:
+    """Rows of float32 -> the bytes of the type. INT4 and INT8 come from the same blocks as in ONNX files.
+
+    `importance` (columns,) weighs the errors of the types that ggml packs.
+    """
     match type_name:
         case "F32" | "F16" | "BF16":
             return lambda rows: to_float_type(rows, type_name)
@@ -108,4 +113,5 @@ def _packer(type_name: str) -> Callable[[NDArray[np.float32]], NDArray[np.generi
         case "Q8_0":
             return lambda rows: pack_q8_0(quantize_blocks(rows, BlockScheme(8, 32)))
         case _:
-            return GgmlQuantizer(type_name).quantize
+            quantizer = GgmlQuantizer(type_name)
+            return lambda rows: quantizer.quantize(rows, importance)

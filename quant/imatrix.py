@@ -11,9 +11,11 @@ the float32 values, sums of a mean for each chunk; at the end an int32 chunk cou
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,15 @@ class ImportanceMatrix:
             raise InputError(f"{path} cannot be written: {error.strerror or error}: choose another place") from None
         finally:
             part.unlink(missing_ok=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names and values, hex, whatever form the file had."""
+        state = hashlib.sha256()
+        for name in sorted(self.weights):
+            state.update(name.encode())
+            state.update(self.weights[name].importance.astype("<f4").tobytes())
+        return state.hexdigest()
 
     def columns(self, name: str, count: int) -> NDArray[np.float32] | None:
         """Importance of the `count` columns of a weight, or None for one that the file does not have.

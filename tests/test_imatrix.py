@@ -20,7 +20,11 @@ from phisight.export.calibration.importance import importance_matrix
 from phisight.export.calibration.run import Calibration, CalibrationOptions
 from phisight.export.calibration.sources import read_calibration
 from phisight.export.checkpoint import Checkpoint
-from phisight.quant.ggml import GgmlQuantizer
+from phisight.export.convert import export_gguf, plan_gguf
+from phisight.export.gguf_plan import GgufOptions
+from phisight.export.names import gguf_name
+from phisight.export.synth import synthesize
+from phisight.manifest import Manifest
 from phisight.quant.imatrix import ImportanceMatrix, SquareSums
 from phisight.quant.methods.base import InputStatistics
 
@@ -118,44 +122,88 @@ def test_files_that_cannot_be_used(matrix: ImportanceMatrix, tmp_path: Path) -> 
         matrix.write(tmp_path / "missing/imatrix.gguf")
 
 
-@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "IQ4_XS"])
-def test_the_same_bytes_as_llama_cpps_quantiser(
+@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "IQ4_XS", "Q5_0"])
+def test_an_export_has_the_same_bytes_as_llama_cpps_quantiser(
     preset: str, matrix: ImportanceMatrix, exported_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python, the extra [gguf], is not installed")
     matrix.write(tmp_path / "imatrix.gguf")
     read = ImportanceMatrix.read(tmp_path / "imatrix.gguf")
-    source = exported_gguf(DEMO, decoder="F32") / "model-f32.gguf"
-    _quantize(llama_cpp, source, tmp_path / "with.gguf", preset, read)
-    _quantize(llama_cpp, source, tmp_path / "without.gguf", preset, None)
-    floats, weighted, plain = (
-        {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-        for path in (source, tmp_path / "with.gguf", tmp_path / "without.gguf")
-    )
-    compared = 0
-    for name, tensor in weighted.items():
-        importance = read.columns(name, int(tensor.shape[0])) if len(tensor.shape) == 2 else None
-        if importance is None:
-            continue
-        packed = GgmlQuantizer(tensor.tensor_type.name).quantize(floats[name].data, importance)
-        assert packed.tobytes() == tensor.data.tobytes(), name
-        assert tensor.data.tobytes() != plain[name].data.tobytes(), name
-        compared += 1
-    assert compared == 17
+    ours = _export(DEMO, preset, read, tmp_path / "ours")
+    theirs = _quantize(llama_cpp, exported_gguf(DEMO, decoder="F32") / "model-f32.gguf", tmp_path, preset, read)
+    plain = _tensors(exported_gguf(DEMO, decoder=preset) / f"model-{preset.lower()}.gguf")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.tensor_type == theirs[name].tensor_type, name
+        assert tensor.data.tobytes() == theirs[name].data.tobytes(), name
+        if name in read.weights:
+            assert tensor.data.tobytes() != plain[name].data.tobytes(), name
+    path = tmp_path / f"ours/model-{preset.lower()}.gguf"
+    fields = gguf.GGUFReader(path).fields
+    assert fields["quantize.imatrix.entries_count"].contents() == 17
+    assert fields["quantize.imatrix.dataset"].contents() == "; ".join(read.datasets)
+    assert Manifest.read(path.parent).options["imatrix"] == read.digest
 
 
-def _quantize(llama_cpp: Any, source: Path, target: Path, preset: str, matrix: ImportanceMatrix | None) -> None:
+@pytest.mark.parametrize("preset", ["IQ4_NL", "Q5_0"])
+def test_types_that_depend_on_there_being_a_matrix(preset: str, tmp_path: Path) -> None:
+    """In the first eighth of the layers, which a model of four does not have."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python, the extra [gguf], is not installed")
+    checkpoint = synthesize(tmp_path / "deep", layers=8, width="tiny")
+    rng = np.random.default_rng(0)
+    statistics = {
+        gguf_name(name): InputStatistics(rng.random(tensor.shape[1], np.float32), None, 10)
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.spec.part in ("decoder", "head") and len(tensor.shape) == 2
+    }
+    matrix = ImportanceMatrix.of(statistics, ("random",))
+    ours = _export(checkpoint.directory, preset, matrix, tmp_path / "ours")
+    floats = GgufOptions(decoder="F32", onnx_vision="none")
+    export_gguf(checkpoint, plan_gguf(checkpoint, floats), tmp_path / "floats")
+    theirs = _quantize(llama_cpp, tmp_path / "floats/model-f32.gguf", tmp_path, preset, matrix)
+    types = ({name: tensor.tensor_type.name for name, tensor in file.items()} for file in (ours, theirs))
+    assert next(types) == next(types)
+    assert ours["blk.0.ffn_down.weight"].tensor_type.name == {"IQ4_NL": "IQ4_NL", "Q5_0": "Q5_1"}[preset]
+
+
+def test_matrices_that_do_not_fit_the_export(matrix: ImportanceMatrix) -> None:
+    checkpoint = Checkpoint.open(DEMO)
+    for decoder in ("Q4_0", "Q8_0", "F16"):
+        with pytest.raises(InputError, match=f"no use for {decoder.lower()}"):
+            GgufOptions(decoder=decoder, imatrix=matrix)
+    other = ImportanceMatrix({"blk.0.ffn_gate.weight": SquareSums(np.ones((1, 4), np.float32), np.ones(1, np.float32))})
+    with pytest.raises(InputError, match="names no weight of this model"):
+        plan_gguf(checkpoint, GgufOptions(decoder="Q4_K_M", imatrix=other))
+    small = ImportanceMatrix({"blk.0.ffn_up.weight": SquareSums(np.ones((1, 4), np.float32), np.ones(1, np.float32))})
+    with pytest.raises(InputError, match=r"4 columns for blk\.0\.ffn_up\.weight, the model 256"):
+        plan_gguf(checkpoint, GgufOptions(decoder="Q4_K_M", imatrix=small))
+
+
+def _export(directory: Path, preset: str, matrix: ImportanceMatrix, out: Path) -> dict[str, Any]:
+    checkpoint = Checkpoint.open(directory)
+    options = GgufOptions(decoder=preset, onnx_vision="none", imatrix=matrix)
+    export_gguf(checkpoint, plan_gguf(checkpoint, options), out)
+    return _tensors(out / f"model-{preset.lower()}.gguf")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def _quantize(llama_cpp: Any, source: Path, folder: Path, preset: str, matrix: ImportanceMatrix) -> dict[str, Any]:
+    """What llama.cpp's own quantiser makes of a float32 file."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = gguf.LlamaFileType[f"MOSTLY_{preset}"].value
     params.nthread = 1
     kept: list[NDArray[np.float32]] = []
-    if matrix is not None:
-        entries = (llama_cpp.llama_model_imatrix_data * (len(matrix.weights) + 1))()
-        for entry, (name, each) in zip(entries, matrix.weights.items(), strict=False):
-            kept.append(each.importance)
-            entry.name = name.encode()
-            entry.data = kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            entry.size = len(kept[-1])
-        params.imatrix = entries  # ends with an entry without a name
+    entries = (llama_cpp.llama_model_imatrix_data * (len(matrix.weights) + 1))()  # the last, without a name, ends it
+    for entry, (name, each) in zip(entries, matrix.weights.items(), strict=False):
+        kept.append(each.importance)
+        entry.name = name.encode()
+        entry.data = kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = len(kept[-1])
+    params.imatrix = entries
     import_llama_cpp()  # silences its log
+    target = folder / "stock.gguf"
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
+    return _tensors(target)

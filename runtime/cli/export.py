@@ -33,10 +33,11 @@ examples:
   phisight export path/to/checkpoint phi4-int4-b128 --block-size 128 --dry-run
   phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
+  phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
   phisight export demo demo-int4 --decoder int4 --force"""
 
 ONNX_ONLY = ("block_size", "head", "float_type", "method", "accuracy_level")
-GGUF_ONLY = ("onnx_vision", "plan")
+GGUF_ONLY = ("onnx_vision", "plan", "imatrix")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GGUF: the tower as ONNX beside the files (default: w8a8)",
     )
     parser.add_argument("--plan", metavar="FILE", type=Path, help="GGUF: types of single tensors")
+    parser.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        type=Path,
+        help="GGUF: an importance matrix, of phisight imatrix or llama.cpp",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is an exported model")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -137,6 +144,10 @@ def _gguf_options(args: argparse.Namespace) -> GgufOptions:
         changes["onnx_vision"] = args.onnx_vision
     if args.plan is not None:
         changes["overrides"] = _read_plan(args.plan)
+    if args.imatrix is not None:
+        from phisight.quant.imatrix import ImportanceMatrix
+
+        changes["imatrix"] = ImportanceMatrix.read(args.imatrix)
     return GgufOptions(**changes)
 
 

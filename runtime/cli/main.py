@@ -39,6 +39,7 @@ COMMANDS = {
     "tokens": Command("phisight.cli.tokens", "how many tokens a picture costs"),
     "resize": Command("phisight.cli.resize", "write a picture as the model sees it"),
     "export": Command("phisight.cli.export", "make a model directory from a checkpoint"),
+    "imatrix": Command("phisight.cli.imatrix", "measure how much each column of a checkpoint's weights matters"),
     "info": Command("phisight.cli.info", "describe a model directory or a checkpoint"),
     "verify": Command("phisight.cli.verify", "check the files of a model directory"),
     "synth": Command("phisight.cli.synth", "write a synthetic checkpoint, for trying things out"),
