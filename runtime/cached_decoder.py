@@ -96,7 +96,7 @@ class CachedDecoder:
         self._cut(reused)
         self._reserve(len(sequence) + room)
         last: NDArray[np.float32] = np.empty(0, dtype=np.float32)
-        for _, logits in self._chunks(sequence, reused, chunk, "last", progress, cancel):
+        for _, logits in self._chunks(sequence, reused, chunk, len(sequence), progress, cancel):
             last = logits[0]
         return last
 
@@ -119,20 +119,29 @@ class CachedDecoder:
         sequence: InputSequence,
         *,
         chunk: int,
+        last: int | None = None,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> NDArray[np.float32]:
-        """Logits of every position, (positions, vocab) float32. Nothing cached is reused.
+        """Logits of every position, or of the `last` ones, (positions, vocab) float32. Nothing cached is reused.
 
-        The outcome alone takes 400 kB per position at the real vocabulary. Raises as `prefill`.
+        The outcome alone takes 400 kB per position at the real vocabulary. Raises as `prefill`, and ValueError for
+        `last` beyond the sequence.
         """
+        wanted = len(sequence) if last is None else last
+        if not 0 < wanted <= len(sequence):
+            raise ValueError(f"the last {wanted} positions were asked for, the sequence has {len(sequence)}")
         self.check_room(sequence)
         self._begin()
         self._cut(0)
         self._reserve(len(sequence))
-        scores = np.empty((len(sequence), self.vocab_size), dtype=np.float32)
-        for start, logits in self._chunks(sequence, 0, chunk, "all", progress, cancel):
-            scores[start : start + len(logits)] = logits
+        scores = np.empty((wanted, self.vocab_size), dtype=np.float32)
+        first = len(sequence) - wanted
+        for start, logits in self._chunks(sequence, 0, chunk, first, progress, cancel):
+            stop = min(start + chunk, len(sequence))
+            if stop > first:
+                rows = logits[max(first - start, 0) :]
+                scores[stop - first - len(rows) : stop - first] = rows
         return scores
 
     def _reserve(self, capacity: int) -> None:
@@ -149,11 +158,14 @@ class CachedDecoder:
         sequence: InputSequence,
         reused: int,
         chunk: int,
-        wanted: LogitsWanted,
+        first: int,
         progress: Progress | None,
         cancel: Cancel | None,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Run the positions from `reused` on: the first position of each chunk and the chunk's logits."""
+        """Run the positions from `reused` on: the first position of each chunk and its logits.
+
+        They are those of the chunk's last position, or of all in chunks that reach beyond `first`.
+        """
         total = len(sequence) - reused
         for start in range(reused, len(sequence), chunk):
             if progress is not None:
@@ -161,7 +173,7 @@ class CachedDecoder:
             if cancel is not None and cancel():
                 raise Cancelled(f"cancelled after {start - reused} of {total} positions of the prompt")
             stop = min(start + chunk, len(sequence))
-            logits = self._append(list(sequence.pieces(start, stop)), wanted)
+            logits = self._append(list(sequence.pieces(start, stop)), "all" if stop > first else "last")
             self._read = sequence.keys[:stop]
             yield start, logits
         if progress is not None:

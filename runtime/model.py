@@ -133,12 +133,21 @@ class Model:
             self._features.popitem(last=False)
         return features
 
-    def score(self, ids: ArrayLike, images: Sequence[Patches] = (), *, chunk: int = 256) -> NDArray[np.float32]:
+    def score(
+        self,
+        ids: ArrayLike,
+        images: Sequence[Patches | ImageFeatures] = (),
+        *,
+        chunk: int = 256,
+        last: int | None = None,
+    ) -> NDArray[np.float32]:
         """Logits (positions, vocab) float32 of ids (n,) with -200 where an image goes: one row per position after
-        splicing. Raises PromptError, EngineError.
+        splicing, or only for the `last` ones. Features, perhaps of another model, are taken as they are.
+
+        Raises PromptError, EngineError, and ValueError for `last` beyond the sequence.
         """
         self._check_length(ids, images, answer=False)
-        return self._decoder.score(self._splice(ids, self._encode(images)), chunk=chunk)
+        return self._decoder.score(self._splice(ids, self._encode(images)), chunk=chunk, last=last)
 
     def generate_tokens(
         self,
@@ -264,7 +273,10 @@ class Model:
         yield from stream_text(generation, self.tokenizer, splitter, StopTexts(options.stop), cost)
 
     def _encode(
-        self, patches: Sequence[Patches], progress: StageProgress | None = None, cancel: Cancel | None = None
+        self,
+        patches: Sequence[Patches | ImageFeatures],
+        progress: StageProgress | None = None,
+        cancel: Cancel | None = None,
     ) -> list[ImageFeatures]:
         features = []
         for number, image in enumerate(patches):
@@ -272,7 +284,9 @@ class Model:
                 raise Cancelled(f"cancelled after {number} of {len(patches)} images")
             if progress is not None:
                 progress("encode", number, len(patches))
-            features.append(ImageFeatures(image.digest, self.encode_image(image)))
+            if not isinstance(image, ImageFeatures):
+                image = ImageFeatures(image.digest, self.encode_image(image))
+            features.append(image)
         if progress is not None and patches:
             progress("encode", len(patches), len(patches))
         return features
@@ -301,7 +315,12 @@ class Model:
         )
 
     def _check_length(
-        self, ids: ArrayLike, patches: Sequence[Patches], *, answer: bool = True, max_tokens: int | None = None
+        self,
+        ids: ArrayLike,
+        patches: Sequence[Patches | ImageFeatures],
+        *,
+        answer: bool = True,
+        max_tokens: int | None = None,
     ) -> None:
         """Before the encoder runs: an image can take a minute. Raises PromptError."""
         text = int(np.count_nonzero(np.asarray(ids) != IMAGE_SLOT))

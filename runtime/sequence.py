@@ -40,6 +40,11 @@ class ImageFeatures:
     digest: bytes
     features: NDArray[np.float32]
 
+    @property
+    def num_patches(self) -> int:
+        """Number of image tokens, one per patch."""
+        return len(self.features)
+
 
 @dataclass(frozen=True, eq=False)
 class InputSequence:

@@ -30,6 +30,11 @@ class Embeddings:
         quantized = self._table.dtype == np.int8
         self._scales = _Rows(directory / "embeddings.scales.npy") if quantized else None
 
+    @property
+    def columns(self) -> int:
+        """Width of a row."""
+        return int(self._table.columns)
+
     def lookup(self, ids: Piece, out: NDArray[np.float32]) -> None:
         """Write the rows of `ids` (n,) int32 into `out` (n, hidden) float32."""
         out[...] = self._table.read(ids)

@@ -35,6 +35,7 @@ COMMANDS = {
     "chat": Command("phisight.cli.chat", "talk with a model in the terminal"),
     "demo": Command("phisight.cli.demo", "ask the built-in model about pictures drawn for it"),
     "eval": Command("phisight.cli.eval", "ask questions whose answers are known, and count the right ones"),
+    "compare": Command("phisight.cli.compare", "measure what each quantisation costs and buys"),
     "batch": Command("phisight.cli.batch", "answer a file of questions, resuming where it stopped"),
     "tokens": Command("phisight.cli.tokens", "how many tokens a picture costs"),
     "resize": Command("phisight.cli.resize", "write a picture as the model sees it"),

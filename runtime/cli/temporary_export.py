@@ -15,7 +15,7 @@ from phisight.errors import InputError
 from phisight.loading import is_checkpoint, model_directory
 from phisight.model import Model
 
-__all__ = ["opened_model"]
+__all__ = ["opened_model", "usable_model"]
 
 MOST_BYTES = 2 << 30
 """A larger float32 model is no passing thing: the 15B checkpoint would fill 60 GB."""
@@ -23,20 +23,30 @@ MOST_BYTES = 2 << 30
 
 @contextmanager
 def opened_model(args: argparse.Namespace, console: Console) -> Iterator[Model]:
-    """The model of the command line; a checkpoint as ONNX in float32, in a directory that goes away again.
+    """The model of the command line; a checkpoint as `usable_model` has it.
 
     Raises as `load_model`, and InputError for a checkpoint that is too large for that.
     """
-    directory = model_directory(args.model)
+    with usable_model(args.model, console) as path:
+        yield load_model(args, path)
+
+
+@contextmanager
+def usable_model(name: str, console: Console) -> Iterator[Path]:
+    """The model that `name` means; a checkpoint as ONNX in float32, in a directory that goes away again.
+
+    Raises InputError for a checkpoint that is too large for that.
+    """
+    directory = model_directory(name)
     if not is_checkpoint(directory):
-        yield load_model(args)
+        yield directory
         return
     # On Windows files that the engine still holds open cannot be removed.
     with tempfile.TemporaryDirectory(prefix="phisight-", ignore_cleanup_errors=True) as folder:
         exported = Path(folder) / "model"
         _export(directory, exported, console)
-        console.note(f"phisight: note: {args.model} is a checkpoint: it is asked as ONNX in float32")
-        yield load_model(args, exported)
+        console.note(f"phisight: note: {name} is a checkpoint: it is asked as ONNX in float32")
+        yield exported
 
 
 def _export(directory: Path, out: Path, console: Console) -> None:

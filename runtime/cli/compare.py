@@ -1,0 +1,231 @@
+"""`phisight compare`: variants of a model against a reference, on the reference's own answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from phisight.cli.console import Console, ProgressBar
+from phisight.cli.temporary_export import usable_model
+from phisight.compare.page import page_of
+from phisight.compare.passages import (
+    WINDOW,
+    Asking,
+    Passage,
+    Question,
+    drawn_sources,
+    folder_sources,
+    text_windows,
+)
+from phisight.compare.report import Data, report_of
+from phisight.compare.run import compare
+from phisight.compare.subjects import Opening, Source, Subject, check_same_vocabulary, subjects_of, unique_names
+from phisight.compare.table import table_lines
+from phisight.compare.workspace import Workspace
+from phisight.errors import ImageError, InputError, PhisightError
+from phisight.evaluate.folder import FILE_NAME
+from phisight.loading import is_checkpoint, model_directory
+
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+DEFAULT_N = 20
+DRAWN_MAX_TOKENS = 96
+FOLDER_MAX_TOKENS = 256
+WORK = "work"
+
+EXAMPLES = f"""The reference answers each question by its likeliest tokens. Each variant then gives its probabilities at
+the positions of that answer, from its own pixels on, and answers the question itself.
+
+DIR gets report.json, report.html, and in DIR/{WORK} what was measured: run it again with another variant and only that
+one is measured, and after a break it goes on. DIR/{WORK} can be deleted; it holds the reference's logits, 3.3 kB a
+position for the built-in model and 401 kB for the 15B model.
+
+--data demo      questions of the built-in tasks, {DEFAULT_N} of each, or --n
+--data FOLDER    your own pictures and questions, as for phisight eval --tasks FOLDER
+--data FILE      a text in UTF-8: windows of {WINDOW} tokens, scored on the second half as llama-perplexity does
+
+A variant is a model directory, demo, a checkpoint (asked as ONNX in float32), or a GGUF file, its mmproj behind a plus.
+ONNX models with INT4 or INT8 are measured at accuracy level 4 and 0: 0 shows what the weights cost, 4 rounds
+activations too. A float32 export is the best reference.
+
+KLD is the KL divergence of the variant from the reference in nats; "right prob." the root mean square of the change of
+the right token's probability. --stages takes one stage at a time from the variant and all others from the reference.
+
+examples:
+  phisight compare f32 int8 int4 --out comparison
+  phisight compare f32 int8 int4 model-q4_k_m.gguf+mmproj-f16.gguf --out comparison --stages --speed
+  phisight compare phi4-f16 phi4-int4 --out receipts-compared --data receipts --max-patches 1024
+  phisight compare phi4-f16 phi4-int4 --out text-compared --data wiki.test.raw --n 40 --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="REFERENCE", help="the model that all others are measured against")
+    parser.add_argument("variants", metavar="VARIANT", nargs="+", help="a model to measure")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the report")
+    parser.add_argument("--data", metavar="DATA", default="demo", help="demo (default), a folder of cases, or a text")
+    parser.add_argument(
+        "--n", type=int, metavar="N", help=f"questions of each task or windows (default: {DEFAULT_N} of demo, else all)"
+    )
+    parser.add_argument("--stages", action="store_true", help="measure what each stage alone brings")
+    parser.add_argument("--speed", action="store_true", help="report times of loading and of each stage")
+    parser.add_argument("--mode", choices=["auto", "think", "nothink"], default="auto", help="force a thought, or none")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
+    parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
+    parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="of ONNX models")
+    parser.add_argument("--json", action="store_true", help="the report as one JSON document on standard output")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    _check_numbers(args)
+    _check_out(args.out)
+    opening = Opening(_threads(args.threads), args.device)
+    with ExitStack() as passing:
+        reference, variants = _subjects(args, opening, passing, console)
+        for variant in variants:
+            check_same_vocabulary(reference, variant)
+        data, passages = _passages(args, reference, console)
+        _check_pictures([reference, *variants], passages)
+        asking = _asking(args, data)
+
+        @contextmanager
+        def progress(name: str, total: int) -> Iterator[ProgressBar]:
+            with console.progress(name, total, " passages", scale=False) as bar:
+                yield bar
+
+        try:
+            args.out.mkdir(exist_ok=True)
+            work = Workspace(args.out / WORK)
+            comparison = compare(reference, variants, passages, asking, work, progress, stages=args.stages)
+        except KeyboardInterrupt:
+            console.note(f"phisight: what was measured is kept in {args.out / WORK}: run it again to go on")
+            raise
+        report = report_of(comparison, data, asking, speed=args.speed)
+    _write(args.out / "report.json", json.dumps(report, indent=1) + "\n")
+    _write(args.out / "report.html", page_of(report, comparison))
+    for line in table_lines(report):
+        console.line(line)
+    said = report["data"]
+    console.note(
+        f"{said['passages']} {'windows' if data.kind == 'text' else 'questions'}, {said['positions']} positions of "
+        f"{reference.name} -> {args.out / 'report.html'}"
+    )
+    if args.json:
+        console.document(report)
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("n", "max_tokens", "max_patches"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: give a whole number, 1 or more")
+
+
+def _check_out(out: Path) -> None:
+    """Before hours of work; nothing of the user's is written over."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: name a folder for the report")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out.absolute().parent} is no directory: make it, or give another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        raise InputError(f"{out} is not empty and not of a comparison: give another --out")
+
+
+def _threads(given: str) -> int | Literal["auto"]:
+    if given == "auto":
+        return "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise InputError(f"--threads is {given!r}, wanted a whole number or auto") from None
+
+
+def _subjects(
+    args: argparse.Namespace, opening: Opening, passing: ExitStack, console: Console
+) -> tuple[Subject, list[Subject]]:
+    """The reference as it is run, and the variants, ONNX ones at both accuracy levels."""
+    pairs = [_pair(given) for given in (args.reference, *args.variants)]
+    names = [unique_names([pairs[0][0]])[0], *unique_names([text for text, _ in pairs[1:]])]
+    found: list[Subject] = []
+    for number, (name, (text, mmproj)) in enumerate(zip(names, pairs, strict=True)):
+        checkpoint = is_checkpoint(model_directory(str(text)))
+        path = passing.enter_context(usable_model(str(text), console))
+        if not path.exists():
+            raise InputError(f"{text} does not exist: give a model directory, a GGUF file, a checkpoint, or demo")
+        bare = [file for file in (path, mmproj) if file is not None and file.is_file()]
+        with console.progress(name, sum(file.stat().st_size for file in bare), "B") as hashed:
+            source = Source(name, path, mmproj, checkpoint)
+            found += subjects_of(source, opening, hashed.add, both_levels=number > 0)
+    return found[0], found[1:]
+
+
+def _pair(given: str) -> tuple[Path, Path | None]:
+    """TEXT.gguf+MMPROJ.gguf -> both paths; anything else is one path."""
+    text, plus, mmproj = given.partition(".gguf+")
+    if not plus or Path(given).exists():
+        return Path(given), None
+    return Path(f"{text}.gguf"), Path(mmproj)
+
+
+def _passages(args: argparse.Namespace, reference: Subject, console: Console) -> tuple[Data, list[Passage]]:
+    """What --data means. Raises InputError, ImageError."""
+    path = Path(args.data)
+    if args.data == "demo":
+        data, sources = Data("demo", "demo"), drawn_sources(DEFAULT_N if args.n is None else args.n)
+    elif path.is_dir():
+        data = Data("folder", args.data)
+        sources, problems = folder_sources(path, args.n)
+        for problem in problems:
+            console.note(f"phisight: {problem}")
+        if problems:
+            raise InputError(f"{path / FILE_NAME}: {len(problems)} cases cannot be asked: mend the lines above")
+    elif path.is_file():
+        context = reference.config.decoder.context_length
+        return Data("text", args.data), [*text_windows(_text(path), reference.tokenizer(), context, args.n)]
+    else:
+        raise InputError(f"--data is {args.data!r}: give demo, a folder with {FILE_NAME}, or a text file")
+    passages: list[Passage] = []
+    with console.progress("questions", len(sources), " questions", scale=False) as bar:
+        for source in sources:
+            passages.append(Question.of(source))
+            bar.add(1)
+    return data, passages
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 from byte {error.start} on: give a text, or a folder of cases") from None
+
+
+def _check_pictures(subjects: Sequence[Subject], passages: Sequence[Passage]) -> None:
+    if not any(isinstance(passage, Question) and passage.has_pictures for passage in passages):
+        return
+    for subject in subjects:
+        if subject.config.vision is None:
+            raise ImageError(
+                f"{subject.name} cannot see, and the questions have pictures: give TEXT.gguf+MMPROJ.gguf for a GGUF "
+                "file, or --data with a text"
+            )
+
+
+def _asking(args: argparse.Namespace, data: Data) -> Asking:
+    usual = DRAWN_MAX_TOKENS if data.kind == "demo" else FOLDER_MAX_TOKENS
+    return Asking(usual if args.max_tokens is None else args.max_tokens, args.mode, args.max_patches)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".partial")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    except OSError as error:
+        raise PhisightError(f"{path} cannot be written: {error.strerror or error}") from None

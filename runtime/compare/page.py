@@ -1,0 +1,132 @@
+"""A report as one page that needs nothing else: plots, tables, and the worst answers with their pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from phisight.compare.passages import Question
+from phisight.compare.plots import Axis, Point, scatter
+from phisight.compare.run import Comparison
+
+__all__ = ["page_of"]
+
+TEMPLATE = "report.html.jinja"
+THUMBNAIL = 320
+"""Longest side of a picture on the page in pixels."""
+
+SIZE = Axis("size in MB", "less")
+KLD = Axis("mean KL divergence in nats", "less", log=True, show="{:.0e}".format)
+SPEED = Axis("decoding, tokens per second", "more")
+SCORE = Axis("right answers in %", "more")
+
+
+def page_of(report: dict[str, Any], comparison: Comparison) -> str:
+    """The page of a report; pictures are drawn or read anew. Raises ImageError."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "scientific": _scientific, "fixed": _fixed}
+    source = (files("phisight") / "compare" / TEMPLATE).read_text(encoding="utf-8")
+    most = max((value or 0.0 for each in report["variants"] for value in each["stages"].values()), default=0.0)
+    return environment.from_string(source).render(
+        report=report,
+        plots=_plots(report),
+        stages=[each for each in report["variants"] if each["stages"]],
+        most=max(most, *(each["kld"]["mean"] for each in report["variants"]), 1e-300),
+        examples=_examples(report, comparison),
+    )
+
+
+def _plots(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Title and SVG of each plot for which there is something to show."""
+    size = {id(each): each["bytes"] / 1e6 for each in report["variants"]}
+    kld = {id(each): each["kld"]["mean"] for each in report["variants"]}
+    speed = {id(each): each["speed"].get("decode_tokens_per_second") for each in report["variants"]}
+    score = {id(each): None if each["score"] is None else 100 * each["score"] for each in report["variants"]}
+    plots = []
+    for title, (x, across), (y, up) in (
+        ("Divergence against size", (SIZE, size), (KLD, kld)),
+        ("Divergence against speed", (SPEED, speed), (KLD, kld)),
+        ("Right answers against size", (SIZE, size), (SCORE, score)),
+        ("Right answers against speed", (SPEED, speed), (SCORE, score)),
+    ):
+        points = _points(report["variants"], across, up)
+        if points:
+            plots.append((title, scatter(title, points, x, y)))
+    return plots
+
+
+def _points(
+    variants: list[dict[str, Any]], across: Mapping[int, float | None], up: Mapping[int, float | None]
+) -> list[Point]:
+    points = []
+    for each in variants:
+        x, y = across[id(each)], up[id(each)]
+        if x is not None and y is not None:
+            details = f"{each['bytes'] / 1e6:.1f} MB, KL divergence {each['kld']['mean']:.2e}"
+            if each["score"] is not None:
+                details += f", {100 * each['score']:.1f} % right"
+            points.append(Point(each["name"], x, y, each["format"], each["as_run"], details))
+    return points
+
+
+def _examples(report: dict[str, Any], comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Of each variant: its worst questions with all that is shown of them."""
+    pictures: dict[int, list[str]] = {}
+    groups = []
+    for each in report["variants"]:
+        rows = []
+        for worst in each["worst"]:
+            number = worst["passage"]
+            question = comparison.passages[number]
+            if not isinstance(question, Question):
+                continue
+            if number not in pictures:
+                pictures[number] = [_data_url(picture) for picture in question.pictures()]
+            ours = comparison.answers[number]
+            rows.append(
+                {
+                    **worst,
+                    "task": question.case.task,
+                    "origin": f"{question.case.origin} {question.case.number}",
+                    "question": question.case.question,
+                    "expected": question.case.expected.as_json,
+                    "reference": ours["answer"],
+                    "reference_right": ours["right"],
+                    "pictures": pictures[number],
+                }
+            )
+        if rows:
+            groups.append((each["name"], rows))
+    return groups
+
+
+def _data_url(picture: Image.Image) -> str:
+    """The picture itself on the page, small."""
+    shown = picture.copy()
+    shown.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    if max(picture.size) > THUMBNAIL:  # a photo
+        shown.save(file, format="JPEG", quality=80)
+        kind = "jpeg"
+    else:
+        shown.save(file, format="PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "\u2013" if share is None else f"{100 * share:.{digits}f}\u2009%"
+
+
+def _scientific(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.2e}"
+
+
+def _fixed(value: float | None, digits: int = 1) -> str:
+    return "\u2013" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,209 @@
+"""The report of a comparison: `report.json`, of schema 1.
+
+    {"schema": 1, "phisight": version, "data": {...}, "reference": {...}, "variants": [{...}, ...], "notes": [text]}
+
+data        kind ("demo", "folder" or "text"), source, passages (questions or windows), positions that were scored,
+            max_tokens, mode, max_patches; tasks: questions of each
+reference   name, path, format, bytes, bpw, bpw_all, accuracy_level, ppl, tasks, speed
+variants    the same, and for each
+  name              the last component of its path, made unique; another accuracy level of it stands in brackets
+  format            "onnx", "gguf", or "checkpoint" (run as ONNX in float32)
+  bytes             of all files that it needs; bpw: stored bits per weight of decoder, head and embeddings;
+                    bpw_all: with the vision tower and projector
+  accuracy_level    0 (quantised layers computed in floats: what the weights cost), 4 (activations in INT8 too), or null
+  as_run            false for the other accuracy level of an ONNX model than that of its export
+  positions         positions that were scored
+  kld               mean, its standard error, median, p99, p999 and max, in nats, of reference || variant
+  same_top1         share of positions at which both find the same token likeliest
+  right_token       mean and rms of the change of the right token's probability
+  ppl, ppl_ratio    perplexity on the right tokens, and over the reference's, with ppl_ratio_error, its standard error
+  same_answers      share of questions to which both gave the same answer; null for a text
+  tasks             {task: {"n", "right", "exact_match" | "box_hit" | ..., "mean_iou", "interval"}} as `phisight eval`
+  score             share of right answers over all questions; null for a text
+  stages            {stage: mean KL divergence that this stage alone brings, or null}: pixels, vision (tower and
+                    projector), embeddings, decoder (layers, head and KV cache; of a GGUF model with the embeddings);
+                    empty without --stages
+  speed             load_seconds, encode_tokens_per_second, prefill_tokens_per_second, decode_tokens_per_second,
+                    score_tokens_per_second; null where not measured, empty without --speed
+  worst             the questions with the highest mean KL divergence: passage (its number from 0), kld, same, right
+
+Right tokens are those of the reference's own greedy answer and its end, or those of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+from phisight.answer import Answer, Stats
+from phisight.compare.metrics import Divergence, Positions
+from phisight.compare.passages import Asking, Passage, Question
+from phisight.compare.run import Comparison, Measured
+from phisight.compare.subjects import Subject
+from phisight.evaluate import Result
+from phisight.evaluate.report import Score
+
+__all__ = ["SCHEMA", "Data", "report_of"]
+
+SCHEMA = 1
+WORST = 6
+"""Questions that are shown of each variant."""
+STAGE_NOTE = (
+    "stages: decoder layers, head and KV cache lie in one graph and are exchanged together, tower and projector too; "
+    "embeddings of a GGUF model can only be exchanged together with its decoder"
+)
+PIXELS_NOTE = "stages: pixels are exchanged together with the vision tower where a model prepares pictures otherwise"
+PEAK_NOTE = "speed: peak memory is not measured, since all models are opened in one process"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the passages are."""
+
+    kind: Literal["demo", "folder", "text"]
+    source: str
+
+
+def report_of(comparison: Comparison, data: Data, asking: Asking, *, speed: bool) -> dict[str, Any]:
+    """The document of a comparison."""
+    reference, passages = comparison.reference, comparison.passages
+    variants = [_variant(measured, comparison, speed) for measured in comparison.variants]
+    staged = any(measured.stages for measured in comparison.variants)
+    notes = [STAGE_NOTE, PIXELS_NOTE] if staged else []
+    first = comparison.variants[0].positions if comparison.variants else ()
+    return {
+        "schema": SCHEMA,
+        "phisight": version("phisight"),
+        "data": {
+            "kind": data.kind,
+            "source": data.source,
+            "passages": len(passages),
+            "positions": sum(len(answer["targets"]) for answer in comparison.answers),
+            "max_tokens": None if data.kind == "text" else asking.max_tokens,
+            "mode": None if data.kind == "text" else asking.mode,
+            "max_patches": asking.max_patches,
+            "tasks": _counts(passages),
+        },
+        "reference": {
+            **_described(reference),
+            "ppl": Divergence.of(Positions.joined(first)).ppl_reference if first else None,
+            "tasks": _tasks(passages, comparison.answers),
+            "score": _score(comparison.answers, passages),
+            "speed": _speed(comparison.answers, comparison.load_seconds) if speed else {},
+        },
+        "variants": variants,
+        "notes": [*notes, PEAK_NOTE] if speed else notes,
+    }
+
+
+def _variant(measured: Measured, comparison: Comparison, speed: bool) -> dict[str, Any]:
+    passages, answers = comparison.passages, comparison.answers
+    asked = any(isinstance(passage, Question) for passage in passages)
+    same = [_same(ours, theirs) for ours, theirs in zip(answers, measured.answers, strict=True)]
+    return {
+        **_described(measured.subject),
+        **Divergence.of(Positions.joined(measured.positions)).as_json(),
+        "same_answers": sum(same) / len(same) if asked else None,
+        "tasks": _tasks(passages, measured.answers),
+        "score": _score(measured.answers, passages),
+        "stages": _stages(measured, answers),
+        "speed": _speed(measured.answers, measured.load_seconds) if speed else {},
+        "worst": _worst(measured, same) if asked else [],
+    }
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    return {
+        "name": subject.name,
+        "path": str(subject.source.path),
+        "format": subject.format,
+        "accuracy_level": subject.accuracy_level,
+        "as_run": subject.as_run,
+        "bytes": subject.bytes,
+        "bpw": subject.bpw,
+        "bpw_all": subject.bpw_all,
+    }
+
+
+def _counts(passages: Sequence[Passage]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for passage in passages:
+        if isinstance(passage, Question):
+            counts[passage.case.task] = counts.get(passage.case.task, 0) + 1
+    return counts
+
+
+def _tasks(passages: Sequence[Passage], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The score of each task, by the same judgement and under the same names as those of `phisight eval`."""
+    results: dict[str, list[Result]] = {}
+    for passage, record in zip(passages, records, strict=True):
+        if isinstance(passage, Question):
+            results.setdefault(passage.case.task, []).append(_result(passage, record))
+    return {task: Score.of(found).as_json() for task, found in results.items()}
+
+
+def _result(question: Question, record: dict[str, Any]) -> Result:
+    answer = Answer(record["answer"], record["thought"], record["finish_reason"], Stats(**record["stats"]))
+    return Result(question.case, None, answer, None, 0.0)
+
+
+def _score(records: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> float | None:
+    right = [
+        _result(passage, record).verdict.right
+        for passage, record in zip(passages, records, strict=True)
+        if isinstance(passage, Question)
+    ]
+    return sum(right) / len(right) if right else None
+
+
+def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return bool(ours.get("answer") == theirs.get("answer"))
+
+
+def _stages(measured: Measured, answers: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    if not measured.stages:
+        return {}
+    pairs = zip(answers, measured.answers, strict=True)
+    equal = all(ours.get("pixels") == theirs.get("pixels") for ours, theirs in pairs)
+    means = {
+        stage: None if positions is None else float(Positions.joined(positions).kld.mean())
+        for stage, positions in measured.stages.items()
+    }
+    return {"pixels": 0.0 if equal else None, **means}
+
+
+def _worst(measured: Measured, same: Sequence[bool]) -> list[dict[str, Any]]:
+    """Different answers first, among them those with the highest mean divergence."""
+    means = [float(positions.kld.mean()) for positions in measured.positions]
+    order = sorted(range(len(means)), key=lambda number: (same[number], -means[number]))
+    return [
+        {
+            "passage": number,
+            "kld": means[number],
+            "same": same[number],
+            "answer": measured.answers[number]["answer"],
+            "right": measured.answers[number]["right"],
+        }
+        for number in order[:WORST]
+    ]
+
+
+def _speed(records: Iterable[dict[str, Any]], load_seconds: float | None) -> dict[str, float | None]:
+    records = list(records)
+    stats = [record["stats"] for record in records if "stats" in record]
+    encoded = [each for each in stats if each["images"] and not each["cached_images"]]
+    return {
+        "load_seconds": load_seconds,
+        "encode_tokens_per_second": _rate(encoded, "image_tokens", "encode_seconds"),
+        "prefill_tokens_per_second": _rate(stats, "prefill_positions", "prefill_seconds"),
+        "decode_tokens_per_second": _rate(stats, "decode_steps", "decode_seconds"),
+        "score_tokens_per_second": _rate(records, "score_positions", "score_seconds"),
+    }
+
+
+def _rate(records: Sequence[dict[str, Any]], count: str, seconds: str) -> float | None:
+    """Both summed up over all records; None where nothing was done."""
+    done, took = sum(record[count] for record in records), sum(record[seconds] for record in records)
+    return done / took if done and took else None

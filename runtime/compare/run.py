@@ -1,0 +1,302 @@
+"""The whole comparison, one model open at a time.
+
+reference: answers each question -> logits at its answer's positions, kept on disk
+variant:   answers each question itself -> task scores and speed; scores the reference's answer -> KL divergence
+stages:    one stage of the variant among the reference's others -> the KL divergence that it alone brings
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phisight.compare.metrics import Positions, positions_of
+from phisight.compare.passages import Asking, Passage, Question, Window, ask, to_score
+from phisight.compare.subjects import Subject
+from phisight.compare.swaps import features_of, with_embeddings, with_features
+from phisight.compare.workspace import Record, Workspace, fingerprint
+from phisight.errors import PhisightError
+from phisight.model import Model
+from phisight.naflex import Patches
+
+__all__ = ["Comparison", "Measured", "Progress", "compare"]
+
+
+class Bar(Protocol):
+    def add(self, amount: int) -> None: ...
+
+
+Progress = Callable[[str, int], AbstractContextManager[Bar]]
+"""Called with the name of some work and how many passages it takes; the bar counts them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A variant. `answers` has a record for each passage; stages: positions with one stage alone taken from it, None
+    where that stage cannot be taken out; empty if stages were not asked for.
+    """
+
+    subject: Subject
+    positions: tuple[Positions, ...]
+    answers: tuple[dict[str, Any], ...]
+    stages: dict[str, tuple[Positions, ...] | None]
+    load_seconds: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Everything measured. The records of the reference and of each variant are in the order of the passages."""
+
+    reference: Subject
+    passages: tuple[Passage, ...]
+    answers: tuple[dict[str, Any], ...]
+    load_seconds: float | None
+    variants: tuple[Measured, ...]
+
+
+def compare(
+    reference: Subject,
+    variants: Sequence[Subject],
+    passages: Sequence[Passage],
+    asking: Asking,
+    work: Workspace,
+    progress: Progress,
+    *,
+    stages: bool = False,
+) -> Comparison:
+    """Measure what is not in `work` yet, and put everything together.
+
+    Raises PhisightError, which names the model; what was measured until then, or until an interrupt, is kept.
+    """
+    run = _Run(reference, passages, asking, work, progress, stages)
+    run.refer()
+    for variant in variants:
+        run.measure(variant)
+    if stages:
+        run.exchange(variants)
+    return Comparison(
+        reference,
+        tuple(passages),
+        tuple(run.record("reference", reference, passage).values for passage in passages),
+        run.load_seconds(reference),
+        tuple(run.measured(variant) for variant in variants),
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        reference: Subject,
+        passages: Sequence[Passage],
+        asking: Asking,
+        work: Workspace,
+        progress: Progress,
+        stages: bool,
+    ) -> None:
+        self._reference = reference
+        self._passages = passages
+        self._asking = asking
+        self._work = work
+        self._progress = progress
+        self._stages = stages
+
+    def refer(self) -> None:
+        """Let the reference answer."""
+        subject = self._reference
+        todo = [passage for passage in self._passages if not self._has("reference", subject, passage)]
+        todo += [each for each in self._pictured() if each not in todo and not self._has("features", subject, each)]
+        with self._opened(subject, f"reference {subject.name}", todo) as opened:
+            for passage, model in opened:
+                values, logits, patches = _refer(model, passage, self._asking)
+                self._keep("features", subject, passage, {}, features_of(model, patches) if self._stages else None)
+                self._keep("reference", subject, passage, values, {"logits": logits})
+
+    def measure(self, variant: Subject) -> None:
+        """Let a variant answer, and score the reference's answers with it."""
+        kinds = ["variant", "decoder"] if self._stages else ["variant"]
+        todo = [each for each in self._passages if not all(self._has(kind, variant, each) for kind in kinds)]
+        todo += [each for each in self._pictured() if each not in todo and not self._has("features", variant, each)]
+        table = self._reference.embeddings() if self._stages and variant.embeddings() is not None else None
+        with self._opened(variant, variant.name, todo) as opened:
+            for passage, model in opened:
+                right = self.record("reference", self._reference, passage)
+                values, positions, patches = _measure(model, passage, right, self._asking)
+                if self._stages:
+                    self._keep("features", variant, passage, {}, features_of(model, patches))
+                    ids, images = with_features(right.values["ids"], self._features(self._reference, passage))
+                    if table is not None:
+                        ids, images = with_embeddings(ids, images, table)
+                    logits = model.score(ids, images, last=len(right.values["targets"]))
+                    self._keep("decoder", variant, passage, _against(right, logits).as_json())
+                self._keep("variant", variant, passage, {**values, "positions": positions.as_json()})
+
+    def exchange(self, variants: Iterable[Subject]) -> None:
+        """Put one stage of each variant among the reference's others."""
+        pictured = set(map(id, self._pictured()))
+        todo = []
+        for variant in variants:
+            kinds = ["vision"] if variant.embeddings() is None else ["vision", "embeddings"]
+            for passage in self._passages:
+                todo += [
+                    (variant, kind, passage)
+                    for kind in kinds
+                    if (kind != "vision" or id(passage) in pictured) and not self._has(kind, variant, passage)
+                ]
+        with self._opened(self._reference, "stages", todo) as opened:
+            for (variant, kind, passage), model in opened:
+                right = self.record("reference", self._reference, passage)
+                taken = variant if kind == "vision" else self._reference
+                ids, images = with_features(right.values["ids"], self._features(taken, passage))
+                if kind == "embeddings" and (table := variant.embeddings()) is not None:
+                    ids, images = with_embeddings(ids, images, table)
+                logits = model.score(ids, images, last=len(right.values["targets"]))
+                self._keep(kind, variant, passage, _against(right, logits).as_json())
+
+    def measured(self, variant: Subject) -> Measured:
+        """All about a variant, from its records."""
+        records = [self.record("variant", variant, passage).values for passage in self._passages]
+        return Measured(
+            variant,
+            tuple(Positions.from_json(record["positions"]) for record in records),
+            tuple(records),
+            self._stage_positions(variant) if self._stages else {},
+            self.load_seconds(variant),
+        )
+
+    def record(self, kind: str, subject: Subject, passage: Passage) -> Record:
+        """What is kept. Raises PhisightError if it went away meanwhile."""
+        found = self._work.read(kind, self._key(subject, passage))
+        if found is None:
+            raise PhisightError(f"{self._work.folder} changed while it was used: run the comparison again")
+        return found
+
+    def load_seconds(self, subject: Subject) -> float | None:
+        """How long it took to open it when that was last done."""
+        record = self._work.read("load", subject.identity)
+        return None if record is None else record.values["seconds"]
+
+    def _stage_positions(self, variant: Subject) -> dict[str, tuple[Positions, ...] | None]:
+        pictured = set(map(id, self._pictured()))
+
+        def positions(kind: str, passage: Passage) -> Positions:
+            if kind == "vision" and id(passage) not in pictured:
+                right = self.record("variant", variant, passage).values["positions"]["reference"]
+                return _unchanged(np.array(right, np.float64))
+            return Positions.from_json(self.record(kind, variant, passage).values)
+
+        kinds: dict[str, bool] = {"vision": True, "embeddings": variant.embeddings() is not None, "decoder": True}
+        return {
+            kind: tuple(positions(kind, passage) for passage in self._passages) if there else None
+            for kind, there in kinds.items()
+        }
+
+    def _pictured(self) -> list[Passage]:
+        """Passages with pictures, if stages are exchanged."""
+        if not self._stages:
+            return []
+        return [each for each in self._passages if isinstance(each, Question) and each.has_pictures]
+
+    def _features(self, subject: Subject, passage: Passage) -> list[NDArray[np.float32]]:
+        if not isinstance(passage, Question) or not passage.has_pictures:
+            return []
+        return list(self.record("features", subject, passage).arrays.values())
+
+    def _key(self, subject: Subject, passage: Passage) -> str:
+        asking = None if isinstance(passage, Window) else asdict(self._asking)
+        return fingerprint(self._reference.identity, subject.identity, passage.fingerprint, asking)
+
+    def _has(self, kind: str, subject: Subject, passage: Passage) -> bool:
+        return self._work.read(kind, self._key(subject, passage)) is not None
+
+    def _keep(
+        self,
+        kind: str,
+        subject: Subject,
+        passage: Passage,
+        values: dict[str, Any],
+        arrays: dict[str, NDArray[np.float32]] | None = None,
+    ) -> None:
+        if values or arrays:
+            self._work.write(kind, self._key(subject, passage), values, arrays or {})
+
+    @contextmanager
+    def _opened(self, subject: Subject, name: str, todo: Sequence[Any]) -> Iterator[Iterator[tuple[Any, Model]]]:
+        """Each piece of work with the open model, under a progress bar; nothing is opened if there is no work."""
+        try:
+            with self._progress(name, len(todo)) as bar:
+                yield self._each(subject, todo, bar)
+        except PhisightError as error:
+            raise type(error)(f"{subject.name}: {error}") from error
+        finally:
+            gc.collect()  # the model, before the next one is opened
+
+    def _each(self, subject: Subject, todo: Sequence[Any], bar: Bar) -> Iterator[tuple[Any, Model]]:
+        if not todo:
+            return
+        started = perf_counter()
+        model = subject.open()
+        self._work.write("load", subject.identity, {"seconds": perf_counter() - started}, {})
+        for piece in todo:
+            yield piece, model
+            bar.add(1)
+
+
+def _refer(
+    model: Model, passage: Passage, asking: Asking
+) -> tuple[dict[str, Any], NDArray[np.float32], tuple[Patches, ...]]:
+    """The reference's values, its logits at the positions that count, (positions, vocab), and what it saw."""
+    if isinstance(passage, Window):
+        ids, targets = to_score(passage)
+        logits, scored = _timed_score(model, ids, (), len(targets))
+        return {"ids": ids, "targets": targets, **scored}, logits, ()
+    asked = ask(model, passage, asking)
+    ids = (*asked.prompt_ids, *asked.answer_ids)
+    logits, scored = _timed_score(model, ids, asked.patches, len(asked.answer_ids) + 1)
+    # Behind the answer's last token the reference finds its end likeliest, or what would have come next.
+    end = int(logits[-1, : model.tokenizer.vocab_size].argmax())
+    values = {"ids": ids, "targets": (*asked.answer_ids, end), "pixels": _digests(asked.patches), **scored}
+    return values | asked.as_json(), logits, asked.patches
+
+
+def _measure(
+    model: Model, passage: Passage, right: Record, asking: Asking
+) -> tuple[dict[str, Any], Positions, tuple[Patches, ...]]:
+    """The variant's values, the positions of the reference's answer, and what the variant saw."""
+    values: dict[str, Any] = {}
+    patches: tuple[Patches, ...] = ()
+    if isinstance(passage, Question):
+        asked = ask(model, passage, asking)
+        patches = asked.patches
+        values = {"pixels": _digests(patches), **asked.as_json()}
+    logits, scored = _timed_score(model, right.values["ids"], patches, len(right.values["targets"]))
+    return values | scored, _against(right, logits), patches
+
+
+def _timed_score(
+    model: Model, ids: Sequence[int], patches: Sequence[Patches], last: int
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    started = perf_counter()
+    logits = model.score(ids, patches, last=last)
+    positions = len(ids) - len(patches) + sum(image.num_patches for image in patches)
+    return logits, {"score_seconds": perf_counter() - started, "score_positions": positions}
+
+
+def _against(right: Record, logits: NDArray[np.float32]) -> Positions:
+    return positions_of(right.arrays["logits"], logits, right.values["targets"])
+
+
+def _unchanged(reference: NDArray[np.float64]) -> Positions:
+    """Positions at which nothing was exchanged."""
+    return Positions(np.zeros(len(reference)), np.ones(len(reference), np.bool_), reference, reference)
+
+
+def _digests(patches: Iterable[Patches]) -> list[str]:
+    return [hashlib.sha256(image.digest).hexdigest()[:16] for image in patches]

@@ -1,0 +1,222 @@
+"""What is compared: models as they lie on disk, with their sizes and a hash of all that decides their answers.
+
+They are opened one at a time, since two of them may not fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from phisight.backends.embeddings import Embeddings
+from phisight.compare.workspace import fingerprint
+from phisight.config import ModelConfig
+from phisight.errors import InputError, TokenizerError
+from phisight.gguf_file import GgufFile
+from phisight.gguf_loading import GgufFiles
+from phisight.loading import load
+from phisight.manifest import Manifest, bits_per_weight, hash_file
+from phisight.model import Model
+from phisight.tokenizer import Tokenizer
+
+__all__ = ["Opening", "Source", "Subject", "check_same_vocabulary", "subjects_of", "unique_names"]
+
+AccuracyLevel = Literal[0, 4]
+TEXT_PARTS = ("decoder", "head", "embeddings")
+ENGINES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "gguf": ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu")}
+"""Packages whose version may change an answer."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How all models are opened. `device` is for ONNX."""
+
+    threads: int | Literal["auto"] = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that the user named: a directory or a GGUF file, perhaps with an mmproj.
+
+    checkpoint: the directory was made in passing, of a checkpoint.
+    """
+
+    name: str
+    path: Path
+    mmproj: Path | None = None
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to measure.
+
+    accuracy_level: of the quantised layers, None where there are none in ONNX.
+    as_run: whether the model is run so unless the user says otherwise.
+    bytes: of the files that it needs. bpw: stored bits per weight of decoder, head and embeddings; bpw_all: with the
+    vision tower and projector.
+    """
+
+    name: str
+    source: Source
+    format: Literal["onnx", "gguf", "checkpoint"]
+    accuracy_level: AccuracyLevel | None
+    as_run: bool
+    bytes: int
+    bpw: float
+    bpw_all: float
+    config: ModelConfig
+    identity: str
+    opening: Opening
+
+    def open(self) -> Model:
+        """Raises as `phisight.load`."""
+        opening, level = self.opening, self.accuracy_level
+        if self.format == "gguf":
+            return load(self.source.path, mmproj=self.source.mmproj, threads=opening.threads)
+        return load(self.source.path, threads=opening.threads, device=opening.device, accuracy_level=level)
+
+    def embeddings(self) -> Embeddings | None:
+        """The embedding table; None for GGUF, where only llama.cpp can read it."""
+        return None if self.format == "gguf" else Embeddings(self.source.path, self.config.decoder.hidden_size)
+
+    def tokenizer(self) -> Tokenizer:
+        """Without opening the engine. Raises TokenizerError."""
+        if self.source.path.is_file():
+            return GgufFiles.of_files(self.source.path, self.source.mmproj).tokenizer
+        return Tokenizer.from_file(self.source.path / "tokenizer.json")
+
+
+def subjects_of(
+    source: Source, opening: Opening, progress: Callable[[int], None] | None = None, *, both_levels: bool = True
+) -> tuple[Subject, ...]:
+    """A source as it is run and, for ONNX with quantised matrices and `both_levels`, at the other accuracy level.
+
+    Bare GGUF files are hashed; `progress` gets the bytes read. Raises InputError.
+    """
+    if source.path.is_file():
+        return (_bare(source, opening, progress),)
+    if source.mmproj is not None:
+        raise InputError(f"an mmproj goes with a GGUF file, but {source.path} is a directory: leave it out")
+    manifest = Manifest.read(source.path)
+    gguf = manifest.format == "gguf"
+    twice = any(entry.part == "onnx_vision" for entry in manifest.tensors.values())
+    vision = ("onnx_vision",) if twice else ("vision", "projector")
+    # Of a GGUF directory that holds the tower twice, the one as ONNX is run.
+    unused = "mmproj-" if gguf and "vision.onnx" in manifest.files else None
+    files = {name: entry for name, entry in manifest.files.items() if not (unused and name.startswith(unused))}
+    hashes = {name: entry.sha256 for name, entry in files.items()}
+
+    def subject(name: str, level: AccuracyLevel | None, *, as_run: bool) -> Subject:
+        return Subject(
+            name,
+            source,
+            "checkpoint" if source.checkpoint else "gguf" if gguf else "onnx",
+            level,
+            as_run,
+            sum(entry.bytes for entry in files.values()),
+            bits_per_weight(manifest.tensors, *TEXT_PARTS),
+            bits_per_weight(manifest.tensors, *TEXT_PARTS, *vision),
+            manifest.model,
+            _identity(hashes, level, opening, "gguf" if gguf else "onnx"),
+            opening,
+        )
+
+    matrices = {entry.scheme.split()[0] for entry in manifest.tensors.values() if entry.part in ("decoder", "head")}
+    if gguf or not matrices & {"int4", "int8"}:
+        return (subject(source.name, None, as_run=True),)
+    level: AccuracyLevel = 0 if manifest.options.get("accuracy_level") == 0 else 4
+    as_run = subject(source.name, level, as_run=True)
+    if not both_levels:
+        return (as_run,)
+    other: AccuracyLevel = 4 if level == 0 else 0
+    return as_run, subject(f"{source.name} (accuracy_level {other})", other, as_run=False)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The last component of each path, with as many before it as tell it from the others; equal paths get a number."""
+    paths = [path.absolute() for path in paths]
+    names = [path.name for path in paths]
+    for depth in range(2, max((len(path.parts) for path in paths), default=1) + 1):
+        counts = Counter(names)
+        if max(counts.values(), default=1) == 1:
+            break
+        names = [
+            "/".join(path.parts[-depth:]) if counts[name] > 1 else name for name, path in zip(names, paths, strict=True)
+        ]
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1:
+            names[index] = f"{name} ({seen[name]})"
+    return names
+
+
+def check_same_vocabulary(reference: Subject, variant: Subject) -> None:
+    """Raises InputError unless both give probabilities to the same tokens: nothing else can be compared."""
+    sizes = [subject.config.decoder.vocab_size for subject in (reference, variant)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{variant.name} has a vocabulary of {sizes[1]} tokens, the reference {reference.name} of {sizes[0]}: "
+            "compare models that were made of the same checkpoint"
+        )
+    first, second = reference.tokenizer(), variant.tokenizer()
+    for token in range(min(first.vocab_size, second.vocab_size)):
+        ours, theirs = _token(first, token), _token(second, token)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise InputError(
+                f"token {token} is {theirs!r} in {variant.name} and {ours!r} in the reference {reference.name}: "
+                "compare models that were made of the same checkpoint"
+            )
+
+
+def _token(tokenizer: Tokenizer, token: int) -> bytes | None:
+    try:
+        return tokenizer.token_bytes(token)
+    except TokenizerError:
+        return None
+
+
+def _bare(source: Source, opening: Opening, progress: Callable[[int], None] | None) -> Subject:
+    """Files made by anyone, which have no manifest."""
+    files = [source.path] if source.mmproj is None else [source.path, source.mmproj]
+    opened = GgufFiles.of_files(source.path, source.mmproj)
+    headers = [GgufFile.read(file) for file in files]
+    hashes = {str(number): hash_file(file, progress) for number, file in enumerate(files)}
+    return Subject(
+        source.name,
+        source,
+        "gguf",
+        None,
+        True,
+        sum(file.stat().st_size for file in files),
+        _bits_per_weight(headers[:1]),
+        _bits_per_weight(headers),
+        opened.manifest.model,
+        _identity(hashes, None, opening, "gguf"),
+        opening,
+    )
+
+
+def _bits_per_weight(headers: Sequence[GgufFile]) -> float:
+    tensors = [tensor for header in headers for tensor in header.tensors.values()]
+    return 8 * sum(tensor.bytes for tensor in tensors) / max(sum(tensor.size for tensor in tensors), 1)
+
+
+def _identity(
+    hashes: dict[str, str], level: AccuracyLevel | None, opening: Opening, engine: Literal["onnx", "gguf"]
+) -> str:
+    versions = {name: _version(name) for name in ("phisight", *ENGINES[engine])}
+    return fingerprint(hashes, level, opening.device, versions)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

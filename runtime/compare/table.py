@@ -1,0 +1,54 @@
+"""A report as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["table_lines"]
+
+MOST_NAME = 40
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """A header and a line for each variant; then what its stages bring."""
+    variants = report["variants"]
+    width = min(max([len(each["name"]) for each in variants] + [len("variant")]), MOST_NAME)
+    timed = any(each["speed"] for each in variants)
+    yield (
+        f"{'variant':<{width}}{'MB':>10}{'bits':>7}{'KLD mean':>11}{'99 %':>10}{'max':>9}{'same top-1':>12}"
+        f"{'right prob.':>13}{'PPL ratio':>20}{'right':>9}" + (f"{'decode':>11}" if timed else "")
+    )
+    for each in variants:
+        kld, name = each["kld"], _short(each["name"], width)
+        ratio = f"{each['ppl_ratio']:.4f} +- {each['ppl_ratio_error']:.4f}"
+        yield (
+            f"{name:<{width}}{each['bytes'] / 1e6:>10,.1f}{each['bpw']:>7.2f}{kld['mean']:>11.2e}"
+            f"{kld['p99']:>10.2e}{kld['max']:>9.1e}{_percent(each['same_top1']):>12}"
+            f"{_percent(each['right_token']['rms']):>13}{ratio:>20}{_percent(each['score']):>9}"
+            + (f"{_number(each['speed'].get('decode_tokens_per_second'), ' t/s'):>11}" if timed else "")
+        )
+    staged = [each for each in variants if each["stages"]]
+    if staged:
+        stages = list(staged[0]["stages"])
+        yield ""
+        yield f"{'KLD of one stage':<{width}}" + "".join(f"{stage:>12}" for stage in [*stages, "together"])
+        for each in staged:
+            values = [*each["stages"].values(), each["kld"]["mean"]]
+            yield f"{_short(each['name'], width):<{width}}" + "".join(f"{_scientific(value):>12}" for value in values)
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else "..." + name[3 - width :]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _scientific(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.0f}{unit}"
