@@ -71,7 +71,8 @@ def _points(
             details = f"{each['bytes'] / 1e6:.1f} MB, KL divergence {each['kld']['mean']:.2e}"
             if each["score"] is not None:
                 details += f", {100 * each['score']:.1f} % right"
-            points.append(Point(each["name"], x, y, each["format"], each["as_run"], details))
+            name = each["name"].replace("accuracy_level", "level")
+            points.append(Point(name, x, y, each["format"], each["as_run"], details))
     return points
 
 
@@ -95,7 +96,7 @@ def _examples(report: dict[str, Any], comparison: Comparison) -> list[tuple[str,
                     "task": question.case.task,
                     "origin": f"{question.case.origin} {question.case.number}",
                     "question": question.case.question,
-                    "expected": question.case.expected.as_json,
+                    "expected": _expected(question.case.expected.as_json),
                     "reference": ours["answer"],
                     "reference_right": ours["right"],
                     "pictures": pictures[number],
@@ -104,6 +105,13 @@ def _examples(report: dict[str, Any], comparison: Comparison) -> list[tuple[str,
         if rows:
             groups.append((each["name"], rows))
     return groups
+
+
+def _expected(value: Any) -> str:
+    """A text, texts, a number, or a box with the decimals that an answer may have."""
+    if isinstance(value, list):
+        return ", ".join(f"{each:.2f}" if isinstance(each, float) else str(each) for each in value)
+    return str(value)
 
 
 def _data_url(picture: Image.Image) -> str:
@@ -125,7 +133,7 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 
 def _scientific(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.2e}"
+    return "\u2013" if value is None else f"{value:.2e}" if value else "0"
 
 
 def _fixed(value: float | None, digits: int = 1) -> str:

@@ -16,7 +16,7 @@ __all__ = ["Axis", "Point", "pareto_front", "scatter"]
 
 WIDTH, HEIGHT = 620, 380
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 52
-CHARACTER, LINE = 6.4, 14.0
+CHARACTER, LINE = 7.0, 14.0
 """Width and height of a label's characters, about."""
 MOST_LABEL = 30
 
@@ -61,7 +61,7 @@ class _Scale:
     def ticks(self) -> list[float]:
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            steps = (1, 2, 5) if last - first < 3 else (1,)
+            steps = (1, 2, 5) if self.high / self.low < 1000 else (1,)
             marks = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
         else:
             step = _nice((self.high - self.low) / 5)

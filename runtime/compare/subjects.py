@@ -140,21 +140,17 @@ def subjects_of(
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """The last component of each path, with as many before it as tell it from the others; equal paths get a number."""
-    paths = [path.absolute() for path in paths]
-    names = [path.name for path in paths]
-    for depth in range(2, max((len(path.parts) for path in paths), default=1) + 1):
-        counts = Counter(names)
-        if max(counts.values(), default=1) == 1:
-            break
-        names = [
-            "/".join(path.parts[-depth:]) if counts[name] > 1 else name for name, path in zip(names, paths, strict=True)
-        ]
-    seen: Counter[str] = Counter()
-    for index, name in enumerate(names):
-        seen[name] += 1
-        if seen[name] > 1:
-            names[index] = f"{name} ({seen[name]})"
-    return names
+    given = [path.absolute() for path in paths]
+    names = {path: path.name for path in given}
+    for depth in range(2, max((len(path.parts) for path in given), default=1) + 1):
+        counts = Counter(names.values())
+        names = {path: "/".join(path.parts[-depth:]) if counts[name] > 1 else name for path, name in names.items()}
+    seen: Counter[Path] = Counter()
+    unique = []
+    for path in given:
+        seen[path] += 1
+        unique.append(names[path] if seen[path] == 1 else f"{names[path]} ({seen[path]})")
+    return unique
 
 
 def check_same_vocabulary(reference: Subject, variant: Subject) -> None:
