@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
@@ -18,6 +20,7 @@ from phisight.export.onnx_writer import write_embeddings, write_graph
 from phisight.export.output import OutputDirectory
 from phisight.export.parallel import Progress
 from phisight.export.plan import ExportOptions, Plan, make_plan
+from phisight.export.quantized import QuantizedWeights
 from phisight.manifest import FILE_NAME, Manifest
 from phisight.quant.scheme import ChannelScheme
 
@@ -67,17 +70,22 @@ def export_onnx(
     out: Path,
     *,
     force: bool = False,
+    quantized: QuantizedWeights | None = None,
+    calibration: Mapping[str, Any] | None = None,
     progress: Progress = lambda weights: None,
 ) -> Manifest:
     """Write the model directory `out`. `progress` counts weights.
+
+    Weights that are `quantized` already are taken from there, the others rounded to the nearest. `calibration` is what
+    the manifest tells of how that was done.
 
     Raises InputError, CheckpointError, or PhisightError for a disk that is full; `out` is then as it was.
     """
     check_output(out, plan, force=force)
     with new_directory(out) as work:
         output = OutputDirectory(work)
-        _write_files(checkpoint, plan, output, progress)
-        manifest = _manifest("onnx", checkpoint, plan, output)
+        _write_files(checkpoint, plan, output, progress, quantized)
+        manifest = _manifest("onnx", checkpoint, plan, output, calibration)
         manifest.write(work)
     return manifest
 
@@ -111,11 +119,17 @@ def export_gguf(
     return manifest
 
 
-def _write_files(checkpoint: Checkpoint, plan: Plan, output: OutputDirectory, progress: Progress) -> None:
+def _write_files(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    output: OutputDirectory,
+    progress: Progress,
+    quantized: QuantizedWeights | None,
+) -> None:
     if checkpoint.config.vision is not None:
         _write_vision(checkpoint, plan, output, progress)
     graph, jobs = build_decoder(checkpoint.config.decoder, plan, "decoder.onnx.data")
-    write_graph(graph, jobs, checkpoint, output, progress)
+    write_graph(graph, jobs, checkpoint, output, progress, quantized)
     scheme = plan.schemes[EMBEDDINGS]
     assert not isinstance(scheme, ChannelScheme)
     write_embeddings(checkpoint.tensors[EMBEDDINGS], scheme, output, progress)
@@ -136,7 +150,13 @@ def _copy_files(checkpoint: Checkpoint, output: OutputDirectory) -> None:
             output.copy(checkpoint.directory / name)
 
 
-def _manifest(form: str, checkpoint: Checkpoint, plan: Plan | GgufPlan, output: OutputDirectory) -> Manifest:
+def _manifest(
+    form: str,
+    checkpoint: Checkpoint,
+    plan: Plan | GgufPlan,
+    output: OutputDirectory,
+    calibration: Mapping[str, Any] | None = None,
+) -> Manifest:
     return Manifest(
         format=form,
         phisight=version("phisight"),
@@ -144,6 +164,7 @@ def _manifest(form: str, checkpoint: Checkpoint, plan: Plan | GgufPlan, output: 
         options=plan.options.as_json(),
         files=output.entries,
         tensors=plan.entries(),
+        calibration=None if calibration is None else dict(calibration),
     )
 
 

@@ -13,6 +13,7 @@ from phisight.export.onnx_graph import ExternalTensor, GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, BlockJob, ChannelJob, FloatJob, WeightJob
 from phisight.export.output import OutputDirectory, OutputFile
 from phisight.export.parallel import Progress, in_parallel, naming
+from phisight.export.quantized import QuantizedWeights
 from phisight.quant.blocks import Blocks, quantize_blocks, quantize_channels
 from phisight.quant.floats import to_float_type
 from phisight.quant.packing import pack_matmul_nbits
@@ -24,15 +25,20 @@ FLOAT_NAMES = {"float32": "F32", "float16": "F16"}
 
 
 def write_graph(
-    graph: GraphBuilder, jobs: list[WeightJob], checkpoint: Checkpoint, output: OutputDirectory, progress: Progress
+    graph: GraphBuilder,
+    jobs: list[WeightJob],
+    checkpoint: Checkpoint,
+    output: OutputDirectory,
+    progress: Progress,
+    quantized: QuantizedWeights | None = None,
 ) -> None:
-    """Write `<graph name>.onnx` and its data file.
+    """Write `<graph name>.onnx` and its data file. Weights that are `quantized` already are taken from there.
 
     Raises CheckpointError, naming the tensor, for weights that are not finite or that their scheme cannot hold.
     """
     with output.open(graph.data_file) as file:
         for job in jobs:
-            _write_job(file, graph.externals, job, checkpoint, progress)
+            _write_job(file, graph.externals, job, checkpoint, progress, quantized)
     with output.open(f"{graph.name}.onnx") as file:
         file.write(graph.model().SerializeToString(deterministic=True))
 
@@ -71,6 +77,7 @@ def _write_job(
     job: WeightJob,
     checkpoint: Checkpoint,
     progress: Progress,
+    quantized: QuantizedWeights | None,
 ) -> None:
     if isinstance(job, ArrayJob):
         file.pad_to(externals[job.target].offset)
@@ -87,18 +94,22 @@ def _write_job(
             case BlockJob(_, packed, scales, scheme):
                 file.pad_to(externals[packed].offset)
                 collected = []
-                for data, scale in in_parallel(_packer(scheme), source.chunks()):
+                if quantized is not None and job.source in quantized:
+                    parts = quantized.packed(job.source)
+                else:
+                    parts = in_parallel(_packer(scheme), source.chunks())
+                for data, scale in parts:
                     file.write_array(data)
                     collected.append(scale)
                     progress(len(scale) * source.shape[1])
                 file.pad_to(externals[scales].offset)
                 file.write_array(np.concatenate(collected))
             case ChannelJob(_, weight, scale_name):
-                parts = [quantize_channels(chunk) for chunk in source.chunks()]
+                channels = [quantize_channels(chunk) for chunk in source.chunks()]
                 file.pad_to(externals[weight].offset)
-                file.write_array(np.concatenate([part.q for part in parts]).T)
+                file.write_array(np.concatenate([part.q for part in channels]).T)
                 file.pad_to(externals[scale_name].offset)
-                file.write_array(np.concatenate([part.scale for part in parts]))
+                file.write_array(np.concatenate([part.scale for part in channels]))
                 progress(source.size)
 
 

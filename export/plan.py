@@ -19,7 +19,7 @@ OnnxVisionType = Literal["f32", "f16", "int8", "w8a8", "none"]
 """The tower beside GGUF files."""
 HeadType = Literal["f32", "f16", "int8", "int4"]
 BlockSize = Literal[32, 64, 128]
-Method = Literal["rtn"]
+Method = Literal["rtn", "search", "gptq"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class ExportOptions:
     """What the user chose. `head` and `vision` may be None: see `resolved`.
 
     `float_type` is the type in which the graph computes: f32 for CPUs, f16 for GPUs. `accuracy_level` is that of
-    MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block.
+    MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block. `method` is how the
+    decoder's and the head's blocks were chosen; all but rtn need a calibration.
     """
 
     decoder: DecoderType = "int4"

@@ -4,7 +4,8 @@
      "model": {"decoder": {...}, "vision": {...} | null, "images": {...} | null, "generation": {...}},
      "options": {"decoder": "int4", "block_size": 32, ...},
      "files": {name: {"bytes": n, "sha256": hex}},
-     "tensors": {name: {"part": ..., "scheme": ..., "weights": n, "bytes": n}}}
+     "tensors": {name: {"part": ..., "scheme": ..., "weights": n, "bytes": n}},
+     "calibration": {"sources": [...], ...}, only where weights were quantised for measured inputs}
 
 Nothing in it depends on the time or the machine, so that the same export gives the same bytes.
 """
@@ -56,6 +57,7 @@ class Manifest:
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
     schema: int = SCHEMA
+    calibration: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -88,7 +90,10 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write `phisight.json` into the directory."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=False)
+        document = asdict(self)
+        if self.calibration is None:
+            del document["calibration"]
+        text = json.dumps(document, indent=1, sort_keys=False)
         (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8", newline="\n")
 
     def check_sizes(self, directory: Path) -> None:
@@ -156,4 +161,5 @@ def _from_json(data: dict[str, Any]) -> Manifest:
         files={name: FileEntry(**entry) for name, entry in data["files"].items()},
         tensors={name: TensorEntry(**entry) for name, entry in data["tensors"].items()},
         schema=data["schema"],
+        calibration=dict(data["calibration"]) if "calibration" in data else None,
     )

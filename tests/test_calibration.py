@@ -229,11 +229,11 @@ def test_later_layers_see_replaced_weights(
 
     def halve(layer: LayerInputs) -> None:
         if layer.index == 1:
-            layer.replace(name, tensor.load() / 2)
-            with pytest.raises(ValueError, match="wanted"):
-                layer.replace(name, np.zeros((2, 2), np.float32))
+            layer.replace(name, tensor.load() / 2, 0)
+            with pytest.raises(ValueError, match="are to go there"):
+                layer.replace(name, np.zeros((2, 2), np.float32), 0)
             with pytest.raises(KeyError):
-                layer.replace("lm_head.weight", tensor.load())
+                layer.replace("lm_head.weight", tensor.load(), 0)
 
     found = _run(Calibration(checkpoint, data, tmp_path / "w", CalibrationOptions()), halve)
     before = [n for n in whole if n.startswith(("model.layers.0.", "model.layers.1."))]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+import phisight
 from phisight.cli.main import main
-from phisight.export.calibration.run import Calibration
+from phisight.config import ModelConfig
+from phisight.export.calibration.data import CalibrationSequence
+from phisight.export.calibration.run import Calibration, Consumer, LayerInputs
+from phisight.export.calibration.sources import read_calibration
+from phisight.export.parallel import Progress
 from phisight.manifest import Manifest
 from phisight.quant.imatrix import ImportanceMatrix
 
-QUICK = ("--tokens", "400", "--threads", "1")
+DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
+QUICK = ("--calibration-tokens", "400", "--calibration-threads", "1")
 
 
 def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -34,6 +43,7 @@ def test_a_matrix_and_an_export_with_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["weights"] == len(matrix.weights) == 17
     assert report["sha256"] == matrix.digest
     totals = report["calibration"]
+    assert totals["image_token_weight"] == 0.5
     assert totals["image_tokens"] > 100
     counted = totals["text_tokens"] + totals["image_tokens"] / 2
     assert abs(matrix.weights["output.weight"].counts[0] - counted) <= 0.5
@@ -58,19 +68,22 @@ def test_an_interrupted_command_goes_on(
     out = tmp_path / "out.gguf"
     run = Calibration.run
 
-    def interrupted(self: Calibration, progress: object = None) -> None:
-        def stop(layer: object) -> None:
-            if getattr(layer, "index", 0) == 2:
+    def interrupted(self: Calibration, consumer: Consumer, progress: Progress) -> None:
+        def stop(layer: LayerInputs) -> None:
+            if layer.index == 2:
                 raise KeyboardInterrupt
+            consumer(layer)
 
-        run(self, stop)
+        run(self, stop, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(Calibration, "run", interrupted)
         assert main(["imatrix", "demo", str(out), *QUICK]) == 130
     assert "phisight: interrupted" in capsys.readouterr().err
     assert not out.exists()
-    assert "another checkpoint, other data" in _fails(capsys, "imatrix", "demo", str(out), "--tokens", "300")
+    assert "another checkpoint, other data" in _fails(
+        capsys, "imatrix", "demo", str(out), "--calibration-tokens", "300"
+    )
     assert main(["imatrix", "demo", str(out), *QUICK]) == 0
     assert "going on from there" in capsys.readouterr().err
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -87,3 +100,68 @@ def test_what_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no importance matrix" in _fails(capsys, "imatrix", "demo", str(out), "--force")
     assert out.read_text() == "a letter"
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+@pytest.mark.parametrize(("method", "decoder"), [("search", "int8"), ("gptq", "int4")])
+def test_an_export_by_a_method(
+    method: str,
+    decoder: str,
+    exported: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nearer to the float32 model than plain rounding, in a directory that is like any other."""
+    arguments = ["--decoder", decoder, "--accuracy-level", "0", "--vision", "f32"]
+    plain, chosen = tmp_path / "plain", tmp_path / "chosen"
+    assert main(["export", "demo", str(plain), *arguments]) == 0
+    quick = ("--calibration-tokens", "3000", "--calibration-threads", "1", "--image-token-weight", "0.5")
+    assert main(["export", "demo", str(chosen), *arguments, "--method", method, *quick]) == 0
+    capsys.readouterr()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chosen", "plain"]
+    manifest = Manifest.read(chosen)
+    manifest.verify(chosen)
+    assert manifest.options["method"] == method
+    assert manifest.calibration is not None
+    assert manifest.calibration["image_token_weight"] == 0.5
+    assert len(manifest.calibration["sources"]) == 7
+    assert Manifest.read(plain).calibration is None
+    assert manifest.tensors == Manifest.read(plain).tensors
+
+    reference = phisight.load(exported(DEMO, decoder="f32"), threads=1)
+    used, more = (_drawn(tokens, manifest.model) for tokens in (3000, 4500))
+    fresh = more[len(used) :]
+    assert len(fresh) > 10
+    before, after = (_divergence(reference, phisight.load(each, threads=1), fresh) for each in (plain, chosen))
+    assert after < 0.9 * before
+
+
+def test_options_of_calibration_without_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--method", "rtn"]):
+        arguments = ("export", "demo", str(tmp_path / "x"), *options, "--calibration", "demo")
+        assert "--calibration goes with --method search or gptq" in _fails(capsys, *arguments)
+    arguments = ("export", "demo", str(tmp_path / "x"), "--format", "gguf", "--calibration-tokens", "3")
+    assert "--calibration-tokens does not go with --format gguf" in _fails(capsys, *arguments)
+    assert main(["export", "demo", str(tmp_path / "x"), "--decoder", "f32", "--method", "gptq"]) == 0
+    assert "has no effect" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def _drawn(tokens: int, config: ModelConfig) -> list[CalibrationSequence]:
+    data = read_calibration("demo", DEMO, config, tokens=tokens)
+    return [each for each in data.sequences if each.source.startswith("drawn")]
+
+
+def _divergence(reference: phisight.Model, model: phisight.Model, sequences: list[CalibrationSequence]) -> float:
+    """The mean Kullback-Leibler divergence of the next token's distribution from the reference's."""
+    total, count = 0.0, 0
+    for sequence in sequences:
+        wanted, found = (_log_shares(each.score(sequence.ids, sequence.images)) for each in (reference, model))
+        total += float((np.exp(wanted) * (wanted - found)).sum())
+        count += len(sequence)
+    return total / count
+
+
+def _log_shares(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    shares: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shares

@@ -41,11 +41,12 @@ class MappedWeights:
                 array[at : at + len(chunk)] = chunk
                 at += len(chunk)
 
-    def replace(self, name: str, value: NDArray[np.float32]) -> None:
-        """Other values for an array. Raises KeyError, or ValueError for another shape."""
-        if value.shape != self.arrays[name].shape:
-            raise ValueError(f"{name} has shape {value.shape}, wanted {self.arrays[name].shape}")
-        self.arrays[name][...] = value
+    def replace(self, name: str, rows: NDArray[np.float32], start: int = 0) -> None:
+        """Other values for an array from row `start` on. Raises KeyError, or ValueError for another width."""
+        place = self.arrays[name][start : start + len(rows)]
+        if place.shape != rows.shape:
+            raise ValueError(f"{name} has {place.shape} from row {start} on, and {rows.shape} are to go there")
+        place[...] = rows
 
     def __enter__(self) -> MappedWeights:
         return self

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,13 @@ __all__ = ["Calibration", "CalibrationOptions", "Consumer", "LayerInputs"]
 class CalibrationOptions:
     """`image_token_weight` is what an image token counts in the statistics where a text token counts 1.
 
-    hessians: whether consumers get them. threads: of the engine.
+    hessians: whether consumers get them. purpose: what the consumer makes of the statistics; a run is taken up only by
+    one of the same purpose. threads: of the engine.
     """
 
     image_token_weight: float = 1.0
     hessians: bool = False
+    purpose: str = ""
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -56,13 +59,15 @@ class LayerInputs:
     """What went into the linear layers of decoder layer `index`, by the names of their weights.
 
     The stage behind the last layer, `index` the number of layers, has the head alone. Statistics may be popped, which
-    gives the memory of a Hessian back. `replace(name, weights)` lets later layers see other weights (rows, columns)
-    of this layer, or another vector of its norms; it raises KeyError, or ValueError for another shape.
+    gives the memory of a Hessian back. Where there is a layer behind this one, `advances`, it sees other weights (rows,
+    columns) of this layer, or another vector of its norms, after `replace(name, rows, start)`, which writes rows from
+    `start` on and raises KeyError, or ValueError for another width.
     """
 
     index: int
     statistics: dict[str, InputStatistics]
-    replace: Callable[[str, NDArray[np.float32]], None]
+    advances: bool
+    replace: Callable[[str, NDArray[np.float32], int], None]
 
 
 Consumer = Callable[[LayerInputs], None]
@@ -98,6 +103,10 @@ class Calibration:
             raise PhisightError(
                 f"calibrating in {self._work.path} failed: {error.strerror or error}: make room and run it again"
             ) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest: the data, and what an image token counted."""
+        return {**self.data.as_json(), "image_token_weight": self.options.image_token_weight}
 
     def moments(self) -> dict[str, InputStatistics]:
         """Second moments of every linear layer's inputs after `run`, without Hessians. Raises PhisightError."""
@@ -144,12 +153,12 @@ class Calibration:
         self._work.save_moments(stage, statistics)
         replaced = False
 
-        def replace(name: str, value: NDArray[np.float32]) -> None:
+        def replace(name: str, rows: NDArray[np.float32], start: int) -> None:
             nonlocal replaced
-            weights.replace(name.replace(decoder_layer(stage), LAYER, 1), value)
+            weights.replace(name.replace(decoder_layer(stage), LAYER, 1), rows, start)
             replaced = True
 
-        consumer(LayerInputs(stage, statistics, replace))
+        consumer(LayerInputs(stage, statistics, stage + 1 < self._stages, replace))
         return replaced
 
     def _pass(
@@ -183,7 +192,8 @@ class Calibration:
 def _identity(checkpoint: Checkpoint, data: CalibrationData, options: CalibrationOptions) -> str:
     """What the statistics depend on, hashed: configuration, a sample of every tensor, the data, the options."""
     state = hashlib.sha256()
-    parts = [asdict(checkpoint.config), data.digest, options.image_token_weight, options.hessians]
+    chosen = [options.image_token_weight, options.hessians, options.purpose]
+    parts = [asdict(checkpoint.config), data.digest, chosen]
     state.update(json.dumps(parts, sort_keys=True).encode())
     for name, tensor in checkpoint.tensors.items():
         if tensor.spec.part != "unused":

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phisight.cli.calibrating import (
+    CALIBRATION_HELP,
+    CALIBRATION_OPTIONS,
+    add_calibration_options,
+    calibrate,
+    read_data,
+    work_directory,
+)
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_plan
@@ -15,8 +24,10 @@ from phisight.errors import InputError
 from phisight.loading import checkpoint_directory
 
 if TYPE_CHECKING:
+    from phisight.export.checkpoint import Checkpoint
     from phisight.export.gguf_plan import GgufOptions
-    from phisight.export.plan import ExportOptions
+    from phisight.export.plan import ExportOptions, Plan
+    from phisight.export.quantized import QuantizedWeights
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -28,13 +39,19 @@ GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_
 --vision f16 (default), f32 or q8_0 for the mmproj; the tower also goes beside it as ONNX, as --onnx-vision says.
 --plan FILE is a JSON object of types for single tensors by their GGUF names: {"blk.0.ffn_down.weight": "Q6_K"}.
 
+--method search fits each block's scale to the inputs' second moments, gptq also corrects each rounding error by the
+weights that are rounded later. Both read calibration data first, layer by layer.
+
+CALIBRATION_HELP
+
 examples:
   phisight export path/to/checkpoint phi4-int4
   phisight export path/to/checkpoint phi4-int4-b128 --block-size 128 --dry-run
+  phisight export path/to/checkpoint phi4-gptq --decoder int4 --method gptq --calibration receipts
   phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
-  phisight export demo demo-int4 --decoder int4 --force"""
+  phisight export demo demo-int4 --decoder int4 --force""".replace("CALIBRATION_HELP", CALIBRATION_HELP)
 
 ONNX_ONLY = ("block_size", "head", "float_type", "method", "accuracy_level")
 GGUF_ONLY = ("onnx_vision", "plan", "imatrix")
@@ -56,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["f32", "f16"],
         help="ONNX: type in which the graphs compute: f32 for CPUs, f16 for CUDA (default: f32)",
     )
-    parser.add_argument("--method", choices=["rtn"], help="ONNX: how weights are rounded (default: rtn)")
+    parser.add_argument(
+        "--method",
+        choices=["rtn", "search", "gptq"],
+        help="ONNX: how blocks are chosen; all but rtn calibrate first (default: rtn, to the nearest)",
+    )
+    add_calibration_options(parser)
     parser.add_argument(
         "--accuracy-level",
         type=int,
@@ -81,16 +103,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    foreign = GGUF_ONLY if args.format == "onnx" else ONNX_ONLY
+    foreign = GGUF_ONLY if args.format == "onnx" else (*ONNX_ONLY, *CALIBRATION_OPTIONS)
     for name in foreign:
         if getattr(args, name) is not None:
             option = "float" if name == "float_type" else name.replace("_", "-")
             raise InputError(f"--{option} does not go with --format {args.format}: leave it out")
+    for name in CALIBRATION_OPTIONS if args.method in (None, "rtn") else ():
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} goes with --method search or gptq: name one, or leave it out")
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
         from phisight.export.convert import check_output, export_gguf, export_onnx, plan_export, plan_gguf
         from phisight.export.gguf_plan import GgufPlan
-        from phisight.export.plan import Plan
 
     checkpoint = Checkpoint.open(checkpoint_directory(args.checkpoint))
     plan: Plan | GgufPlan
@@ -109,11 +133,24 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.json:
             console.document(result | {"dry_run": True})
         return 0
+    quantized, calibration = None, None
+    if not isinstance(plan, GgufPlan) and plan.options.method != "rtn" and plan.options.decoder in ("int4", "int8"):
+        quantized, calibration = _quantize(args, checkpoint, plan, console)
     with console.progress("weights", plan.total_weights(), "w") as weights:
         if isinstance(plan, GgufPlan):
             manifest = export_gguf(checkpoint, plan, args.out, force=args.force, progress=weights.add)
         else:
-            manifest = export_onnx(checkpoint, plan, args.out, force=args.force, progress=weights.add)
+            manifest = export_onnx(
+                checkpoint,
+                plan,
+                args.out,
+                force=args.force,
+                quantized=quantized,
+                calibration=calibration,
+                progress=weights.add,
+            )
+    if quantized is not None:
+        shutil.rmtree(work_directory(args.out), ignore_errors=True)
     size = sum(entry.bytes for entry in manifest.files.values())
     console.line(f"{args.out}: {size / 1e6:,.1f} MB in {len(manifest.files)} files")
     if isinstance(plan, GgufPlan):
@@ -129,6 +166,27 @@ def _onnx_options(args: argparse.Namespace) -> ExportOptions:
 
     names = ("decoder", "vision", *ONNX_ONLY)
     return ExportOptions(**{name: value for name in names if (value := getattr(args, name)) is not None})
+
+
+def _quantize(
+    args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan, console: Console
+) -> tuple[QuantizedWeights, dict[str, Any]]:
+    """Calibrate, quantise each layer on the way, and what the manifest tells of it."""
+    from phisight.export.calibration.quantize import LayerQuantizer
+    from phisight.export.quantized import QuantizedWeights
+    from phisight.quant.methods.gptq import Gptq
+    from phisight.quant.methods.search import ScaleSearch
+
+    method = Gptq() if plan.options.method == "gptq" else ScaleSearch()
+    data = read_data(args, checkpoint, console)
+    quantized = QuantizedWeights(work_directory(args.out) / "quantized")
+    quantizer = LayerQuantizer(checkpoint, plan.schemes, method, quantized)
+    purpose = json.dumps(plan.options.as_json())
+    hessians = plan.options.method == "gptq"
+    calibration = calibrate(args, checkpoint, data, console, quantizer, hessians=hessians, purpose=purpose)
+    for note in quantizer.notes:
+        console.note(f"phisight: note: {note}")
+    return quantized, calibration.as_json()
 
 
 def _gguf_options(args: argparse.Namespace) -> GgufOptions:
