@@ -29,24 +29,38 @@ class FloatScheme:
 
 @dataclass(frozen=True)
 class BlockScheme:
-    """Symmetric blocks of `block_size` weights along a row, one float16 scale each.
+    """Blocks of `block_size` weights along a row, one float16 scale each; asymmetric ones also have a zero point.
 
+    Asymmetric blocks exist in ONNX alone: GGUF's Q4_1 stores a float16 minimum in place of an integer zero point.
     A row that is not a multiple of the block is padded with zeros, which cost their bytes and change nothing.
     """
 
     bits: Literal[4, 8]
     block_size: Literal[32, 64, 128]
+    symmetric: bool = True
 
     @property
     def label(self) -> str:
-        return f"int{self.bits} block {self.block_size}"
+        return f"int{self.bits} block {self.block_size}{'' if self.symmetric else ' asymmetric'}"
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer of a weight."""
+        return -127 if self.symmetric and self.bits == 8 else -(1 << (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        """The largest integer of a weight."""
+        return (1 << (self.bits - 1)) - 1
 
     def blocks_per_row(self, columns: int) -> int:
         return -(-columns // self.block_size)
 
     def stored_bytes(self, shape: tuple[int, ...]) -> int:
         rows, columns = shape
-        return rows * self.blocks_per_row(columns) * (self.block_size * self.bits // 8 + 2)
+        count = self.blocks_per_row(columns)
+        zero_points = 0 if self.symmetric else -(-count * self.bits // 8)
+        return rows * (count * (self.block_size * self.bits // 8 + 2) + zero_points)
 
 
 @dataclass(frozen=True)

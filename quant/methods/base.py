@@ -56,7 +56,8 @@ class InputStatistics:
         hessian = None if self.hessian is None else self.hessian * factor
         if hessian is not None:
             hessian *= factor[:, None]
-        return InputStatistics(self.second_moment * np.square(factor), hessian, self.count)
+        second_moment = (self.second_moment * np.square(factor)).astype(np.float32)
+        return InputStatistics(second_moment, hessian, self.count)
 
 
 class StatisticsSum:
