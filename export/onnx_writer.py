@@ -88,7 +88,9 @@ def _write_job(
         match job:
             case FloatJob(_, target, dtype, transpose):
                 file.pad_to(externals[target].offset)
-                for chunk in source.column_chunks() if transpose else source.chunks():
+                vector = None if quantized is None else quantized.vector(job.source)
+                chunks = source.column_chunks() if transpose else source.chunks()
+                for chunk in chunks if vector is None else (vector,):
                     file.write_array(to_float_type(chunk.T if transpose else chunk, FLOAT_NAMES[dtype]))
                     progress(chunk.size)
             case BlockJob(_, packed, scales, scheme):

@@ -19,7 +19,7 @@ OnnxVisionType = Literal["f32", "f16", "int8", "w8a8", "none"]
 """The tower beside GGUF files."""
 HeadType = Literal["f32", "f16", "int8", "int4"]
 BlockSize = Literal[32, 64, 128]
-Method = Literal["rtn", "search", "gptq"]
+Method = Literal["rtn", "search", "awq", "gptq"]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,16 @@ import phisight
 from phisight.config import DecoderConfig
 from phisight.errors import CheckpointError, InputError, PhisightError
 from phisight.export.calibration.data import CalibrationData, CalibrationSequence
+from phisight.export.calibration.fold import AwqQuantizer
 from phisight.export.calibration.run import Calibration, CalibrationOptions, Consumer, LayerInputs
 from phisight.export.calibration.sources import read_calibration
 from phisight.export.calibration.statistics import GatheredSum
 from phisight.export.checkpoint import Checkpoint
+from phisight.export.plan import ExportOptions, make_plan
+from phisight.export.quantized import QuantizedWeights
+from phisight.quant.blocks import dequantize_blocks
 from phisight.quant.methods.base import InputStatistics
+from phisight.quant.scheme import BlockScheme
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
 LAYER_WEIGHTS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -316,3 +321,29 @@ def test_gathering_changes_no_sum() -> None:
     wanted = (x * weights[:, None]).T.astype(np.float64) @ x / weights.sum()
     np.testing.assert_allclose(found.hessian, wanted, atol=1e-5)
     assert found.count == weights.sum()
+
+
+def test_folding_changes_nothing_but_the_rounding(
+    checkpoint: Checkpoint, data: CalibrationData, model: phisight.Model, tmp_path: Path
+) -> None:
+    """With a float16 head and INT8 blocks: what awq keeps, dequantised, is the same model to 1 %."""
+    plan = make_plan(checkpoint.config, ExportOptions(decoder="int8", head="f16", vision="f32", accuracy_level=0))
+    quantized = QuantizedWeights(tmp_path / "w/quantized")
+    options = CalibrationOptions(hessians=True, purpose="awq")
+    Calibration(checkpoint, data, tmp_path / "w", options).run(AwqQuantizer(checkpoint, plan.schemes, quantized))
+    weights = _weights(checkpoint)
+    folded = dict(weights)
+    for name, scheme in plan.schemes.items():
+        if name in quantized:
+            assert isinstance(scheme, BlockScheme)
+            parts = quantized.blocks(name, weights[name].shape[1], scheme)
+            folded[name] = np.concatenate([dequantize_blocks(part) for part in parts]).astype(np.float64)
+        elif (vector := quantized.vector(name)) is not None:
+            folded[name] = vector.astype(np.float64)
+    changed = {name for name in weights if not np.allclose(folded[name], weights[name], rtol=0.05, atol=1e-2)}
+    assert len([name for name in changed if name.endswith("layernorm.weight")]) >= 4
+    assert any(name.endswith("qkv_proj.weight") for name in changed)
+    sequence = next(each for each in data.sequences if not each.images)
+    x = weights["model.embed_tokens.weight"][list(sequence.ids)]
+    before, after = (_layer_inputs(each, checkpoint.config.decoder, x)["lm_head.weight"] for each in (weights, folded))
+    assert np.linalg.norm(after - before) < 0.01 * np.linalg.norm(before)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Mapping
 
 from phisight.export.calibration.run import LayerInputs
 from phisight.export.checkpoint import Checkpoint
@@ -15,7 +12,7 @@ from phisight.quant.blocks import Blocks, dequantize_blocks
 from phisight.quant.methods.base import InputStatistics, Method
 from phisight.quant.scheme import BlockScheme, Scheme
 
-__all__ = ["LayerQuantizer"]
+__all__ = ["LayerQuantizer", "shown_to_later_layers"]
 
 
 class LayerQuantizer:
@@ -55,15 +52,16 @@ class LayerQuantizer:
         quantizer = self._method.prepare(scheme, statistics)
         self.notes += [f"{name}: {note}" for note in quantizer.notes]
         parts = in_parallel(quantizer.quantize, source.chunks())
-        if self._follow and layer.advances:
-            parts = _shown(parts, lambda rows, start: layer.replace(name, rows, start))
+        if self._follow:
+            parts = shown_to_later_layers(parts, name, layer)
         self._target.keep(name, source.shape, scheme, parts)
 
 
-def _shown(parts: Iterator[Blocks], replace: Callable[[NDArray[np.float32], int], None]) -> Iterator[Blocks]:
-    """The parts, each shown to later layers as well."""
+def shown_to_later_layers(parts: Iterator[Blocks], name: str, layer: LayerInputs) -> Iterator[Blocks]:
+    """The parts of a weight as they come, each put in the weight's place if there are later layers."""
     at = 0
     for blocks in parts:
-        replace(dequantize_blocks(blocks), at)
+        if layer.advances:
+            layer.replace(name, dequantize_blocks(blocks), at)
         at += len(blocks.q)
         yield blocks

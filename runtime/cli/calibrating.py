@@ -23,8 +23,8 @@ __all__ = [
     "work_directory",
 ]
 
-CALIBRATION_HELP = """--calibration demo (default) draws pictures with questions and adds a text of our own; text is that
-text alone; a .txt file is read as it is; a folder has pictures with cases.jsonl (see phisight eval --tasks), .txt
+CALIBRATION_HELP = """--calibration demo (default) draws pictures with questions and adds a text of our own; text is
+that text alone; a .txt file is read as it is; a folder has pictures with cases.jsonl (see phisight eval --tasks), .txt
 files, or .jsonl files with {"text": ...} on each line.
 
 An interrupted run leaves OUT.work behind: the same command goes on from there."""

@@ -39,8 +39,9 @@ GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_
 --vision f16 (default), f32 or q8_0 for the mmproj; the tower also goes beside it as ONNX, as --onnx-vision says.
 --plan FILE is a JSON object of types for single tensors by their GGUF names: {"blk.0.ffn_down.weight": "Q6_K"}.
 
---method search fits each block's scale to the inputs' second moments, gptq also corrects each rounding error by the
-weights that are rounded later. Both read calibration data first, layer by layer.
+--method search fits each block's scale to the inputs' second moments, awq scales
+channels of large inputs up and clips, gptq corrects each rounding error by the weights that are rounded later. All three
+read calibration data first, layer by layer.
 
 CALIBRATION_HELP
 
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=["rtn", "search", "gptq"],
+        choices=["rtn", "search", "awq", "gptq"],
         help="ONNX: how blocks are chosen; all but rtn calibrate first (default: rtn, to the nearest)",
     )
     add_calibration_options(parser)
@@ -110,7 +111,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
             raise InputError(f"--{option} does not go with --format {args.format}: leave it out")
     for name in CALIBRATION_OPTIONS if args.method in (None, "rtn") else ():
         if getattr(args, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} goes with --method search or gptq: name one, or leave it out")
+            raise InputError(
+                f"--{name.replace('_', '-')} goes with --method search, awq or gptq: name one, or leave it out"
+            )
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
         from phisight.export.convert import check_output, export_gguf, export_onnx, plan_export, plan_gguf
@@ -172,17 +175,24 @@ def _quantize(
     args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan, console: Console
 ) -> tuple[QuantizedWeights, dict[str, Any]]:
     """Calibrate, quantise each layer on the way, and what the manifest tells of it."""
+    from phisight.export.calibration.fold import AwqQuantizer
     from phisight.export.calibration.quantize import LayerQuantizer
     from phisight.export.quantized import QuantizedWeights
     from phisight.quant.methods.gptq import Gptq
     from phisight.quant.methods.search import ScaleSearch
 
-    method = Gptq() if plan.options.method == "gptq" else ScaleSearch()
     data = read_data(args, checkpoint, console)
     quantized = QuantizedWeights(work_directory(args.out) / "quantized")
-    quantizer = LayerQuantizer(checkpoint, plan.schemes, method, quantized)
+    quantizer: LayerQuantizer | AwqQuantizer
+    match plan.options.method:
+        case "awq":
+            quantizer = AwqQuantizer(checkpoint, plan.schemes, quantized)
+        case "gptq":
+            quantizer = LayerQuantizer(checkpoint, plan.schemes, Gptq(), quantized)
+        case _:
+            quantizer = LayerQuantizer(checkpoint, plan.schemes, ScaleSearch(), quantized)
     purpose = json.dumps(plan.options.as_json())
-    hessians = plan.options.method == "gptq"
+    hessians = plan.options.method in ("awq", "gptq")
     calibration = calibrate(args, checkpoint, data, console, quantizer, hessians=hessians, purpose=purpose)
     for note in quantizer.notes:
         console.note(f"phisight: note: {note}")
