@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from phisight.errors import InputError
-from phisight.quant.blocks import Blocks, dequantize_blocks
+from phisight.quant.blocks import Blocks, dequantize_blocks, quantize_blocks
 from phisight.quant.methods.base import InputStatistics, Method, row_errors
 from phisight.quant.methods.search import ScaleSearch, ScaleSearcher
 from phisight.quant.scheme import BlockScheme
@@ -61,7 +61,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Gptq(Method):
-    """Minimises `d^T H d` of each row. A row for which the scale search alone does better keeps that."""
+    """Minimises `d^T H d` of each row. A row for which rounding or the scale search alone does better keeps that."""
 
     name: str = "gptq"
     damping: float = DAMPING
@@ -122,14 +122,16 @@ class GptqQuantizer:
 
     def quantize(self, weights: Floats) -> Blocks:
         """(rows, columns) float32 -> blocks. Raises CheckpointError as `quantize_blocks`."""
-        blocks = self.plain.quantize(weights)
+        self.plain.check(weights)
+        blocks = quantize_blocks(weights, self.scheme)
         for start in range(0, len(weights), ROWS):
             rows = weights[start : start + ROWS]
-            searched = blocks.part(slice(start, start + ROWS))
-            corrected = self._corrected(rows, self.costs.quantize(rows))
-            before = row_errors(rows, dequantize_blocks(searched), self.statistics)
-            after = row_errors(rows, dequantize_blocks(corrected), self.statistics)
-            searched.replace(after < before, corrected)
+            best = blocks.part(slice(start, start + ROWS))
+            least = row_errors(rows, dequantize_blocks(best), self.statistics)
+            for other in self.plain.quantize(rows), self._corrected(rows, self.costs.quantize(rows)):
+                errors = row_errors(rows, dequantize_blocks(other), self.statistics)
+                best.replace(errors < least, other)
+                least = np.minimum(errors, least)
         return blocks
 
     def _corrected(self, weights: Floats, blocks: Blocks) -> Blocks:

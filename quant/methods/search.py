@@ -76,9 +76,8 @@ class ScaleSearcher:
 
     def quantize(self, weights: Floats) -> Blocks:
         """(rows, columns) float32 -> blocks. Raises CheckpointError as `quantize_blocks`."""
-        rows, columns = weights.shape
-        if self.columns not in (None, columns):
-            raise InputError(f"calibration: statistics of {self.columns} columns for weights of {columns}")
+        self.check(weights)
+        rows = len(weights)
         found = quantize_blocks(weights, self.scheme)
         size, count = self.scheme.block_size, found.scale.shape[1]
         step = max(1, CHUNK // (size * min(rows, ROWS)))
@@ -89,6 +88,11 @@ class ScaleSearcher:
                 metric = None if self.metric is None else self.metric[first : first + step]
                 _improve(x, metric, found.part(slice(start, start + ROWS), slice(first, first + step)), self.scheme)
         return found
+
+    def check(self, weights: Floats) -> None:
+        """Raises InputError for weights of other columns."""
+        if self.columns not in (None, weights.shape[1]):
+            raise InputError(f"calibration: statistics of {self.columns} columns for weights of {weights.shape[1]}")
 
 
 class _Best:
