@@ -96,6 +96,8 @@ def export_gguf(
     out: Path,
     *,
     force: bool = False,
+    quantized: QuantizedWeights | None = None,
+    calibration: Mapping[str, Any] | None = None,
     progress: Progress = lambda weights: None,
 ) -> Manifest:
     """Write a directory of GGUF files, with the tower as ONNX beside them if planned. As `export_onnx`.
@@ -110,11 +112,11 @@ def export_gguf(
             write_mmproj(names.mmproj, checkpoint, plan, output, progress)
         if plan.onnx is not None:
             _write_vision(checkpoint, plan.onnx, output, progress)
-        write_text(names.text, checkpoint, plan, output, progress)
+        write_text(names.text, checkpoint, plan, output, progress, quantized)
         with output.open("Modelfile") as file:
             file.write(modelfile(names, checkpoint.config).encode())
         _copy_files(checkpoint, output)
-        manifest = _manifest("gguf", checkpoint, plan, output)
+        manifest = _manifest("gguf", checkpoint, plan, output, calibration)
         manifest.write(work)
     return manifest
 

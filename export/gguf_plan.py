@@ -15,13 +15,17 @@ from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.gguf_types import PRESETS, SIMPLE_TYPES, fitting_type, preset_type
 from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, gguf_name
-from phisight.export.plan import ExportOptions, OnnxVisionType, Plan, make_plan
+from phisight.export.plan import ExportOptions, Method, OnnxVisionType, Plan, make_plan
 from phisight.manifest import TensorEntry
 from phisight.quant.imatrix import ImportanceMatrix
+from phisight.quant.scheme import BlockScheme
 
-__all__ = ["GgufOptions", "GgufPlan", "PlannedTensor", "make_gguf_plan"]
+__all__ = ["BLOCK_SCHEMES", "GgufOptions", "GgufPlan", "PlannedTensor", "make_gguf_plan"]
 
 GgufVisionType = Literal["F32", "F16", "Q8_0"]
+
+BLOCK_SCHEMES = {"Q4_0": BlockScheme(4, 32), "Q8_0": BlockScheme(8, 32)}
+"""Types that hold the numbers of the ONNX export, whatever the method that chose them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class GgufOptions:
     """What the user chose. `decoder` is a preset of llama.cpp's names, `overrides` types of single tensors.
 
     `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none". `imatrix` weighs the errors of
-    all types that ggml's own quantiser packs.
+    all types that ggml's own quantiser packs. `method` is how the blocks of Q4_0 and Q8_0 were chosen.
     """
 
     decoder: str = "Q4_0"
@@ -37,6 +41,7 @@ class GgufOptions:
     onnx_vision: OnnxVisionType = "w8a8"
     overrides: tuple[tuple[str, str], ...] = ()
     imatrix: ImportanceMatrix | None = field(default=None, compare=False, repr=False)
+    method: Method = "rtn"
 
     def __post_init__(self) -> None:
         if self.decoder not in PRESETS:
@@ -46,6 +51,13 @@ class GgufOptions:
         if self.onnx_vision not in get_args(OnnxVisionType):
             raise InputError(
                 f"onnx_vision is {self.onnx_vision!r}, wanted one of {', '.join(get_args(OnnxVisionType))}"
+            )
+        if self.method not in get_args(Method):
+            raise InputError(f"method is {self.method!r}, wanted one of {', '.join(get_args(Method))}")
+        if self.method != "rtn" and self.decoder not in BLOCK_SCHEMES:
+            raise InputError(
+                f"{self.decoder.lower()} does not go by the method {self.method}, but by ggml's own quantiser: take "
+                "q4_0 or q8_0, or make an importance matrix with phisight imatrix"
             )
         if self.imatrix is not None and self.decoder in (*SIMPLE_TYPES, "Q4_0"):
             raise InputError(
@@ -59,6 +71,8 @@ class GgufOptions:
         options: dict[str, str | int] = dict(names)
         if self.overrides:
             options["overrides"] = len(self.overrides)
+        if self.method != "rtn":
+            options["method"] = self.method
         if self.imatrix is not None:
             options["imatrix"] = self.imatrix.digest
         return options
@@ -72,6 +86,11 @@ class PlannedTensor:
     spec: TensorSpec
     type: str
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def block_scheme(self) -> BlockScheme | None:
+        """Of the types that hold the ONNX export's numbers."""
+        return BLOCK_SCHEMES.get(self.type)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +114,11 @@ class GgufPlan:
     vision: list[PlannedTensor]
     onnx: Plan | None
     unused: list[str]
+
+    @property
+    def schemes(self) -> dict[str, BlockScheme]:
+        """Of the text file's tensors that have one, by their names in the checkpoint."""
+        return {tensor.spec.name: scheme for tensor in self.text if (scheme := tensor.block_scheme)}
 
     def entries(self) -> dict[str, TensorEntry]:
         """As the manifest keeps it; the tower's ONNX form under names that say so."""

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from phisight.export.checkpoint import Checkpoint, SourceTensor
 from phisight.export.gguf_metadata import add_text_metadata, add_vision_metadata
-from phisight.export.gguf_plan import GgufPlan, PlannedTensor
+from phisight.export.gguf_plan import BLOCK_SCHEMES, GgufPlan, PlannedTensor
 from phisight.export.output import OutputDirectory, OutputFile
 from phisight.export.parallel import Progress, in_parallel, naming
+from phisight.export.quantized import QuantizedWeights
 from phisight.quant.blocks import quantize_blocks
 from phisight.quant.floats import to_float_type
 from phisight.quant.ggml import GgmlQuantizer
 from phisight.quant.packing import pack_q4_0, pack_q8_0
-from phisight.quant.scheme import BlockScheme
 
 __all__ = ["check_types", "write_mmproj", "write_text"]
 
@@ -34,11 +34,21 @@ def check_types(plan: GgufPlan) -> None:
         _packer(type_name)
 
 
-def write_text(name: str, checkpoint: Checkpoint, plan: GgufPlan, output: OutputDirectory, progress: Progress) -> None:
-    """Write the text file. Raises CheckpointError, TokenizerError, EngineError."""
+def write_text(
+    name: str,
+    checkpoint: Checkpoint,
+    plan: GgufPlan,
+    output: OutputDirectory,
+    progress: Progress,
+    quantized: QuantizedWeights | None = None,
+) -> None:
+    """Write the text file. Weights that are `quantized` already are taken from there.
+
+    Raises CheckpointError, TokenizerError, EngineError.
+    """
     writer = gguf.GGUFWriter(None, "phi3")
     add_text_metadata(writer, checkpoint.directory, checkpoint.config, plan)
-    _write(name, writer, plan.text, checkpoint, output, progress)
+    _write(name, writer, plan.text, checkpoint, output, progress, quantized)
 
 
 def write_mmproj(
@@ -60,13 +70,14 @@ def _write(
     checkpoint: Checkpoint,
     output: OutputDirectory,
     progress: Progress,
+    quantized: QuantizedWeights | None = None,
 ) -> None:
     with output.open(name) as file:
         file.write(_header(writer, tensors, output.path / f"{name}.header"))
         for tensor in tensors:
             file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
             with naming(tensor.spec.name):
-                _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress)
+                _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress, quantized)
         file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
 
 
@@ -86,10 +97,25 @@ def _header(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], scratch: Path
         scratch.unlink(missing_ok=True)
 
 
-def _write_tensor(file: OutputFile, tensor: PlannedTensor, source: SourceTensor, progress: Progress) -> None:
+def _write_tensor(
+    file: OutputFile,
+    tensor: PlannedTensor,
+    source: SourceTensor,
+    progress: Progress,
+    quantized: QuantizedWeights | None,
+) -> None:
     if len(tensor.shape) == 4:  # the patch embedding: (width, rows x columns x channels) -> a convolution's kernel
         kernel = source.load().reshape(source.shape[0], 16, 16, 3).transpose(0, 3, 1, 2)
         file.write_array(to_float_type(np.ascontiguousarray(kernel), tensor.type))
+        progress(source.size)
+        return
+    if quantized is not None and (scheme := tensor.block_scheme) and source.spec.name in quantized:
+        for blocks in quantized.blocks(source.spec.name, source.shape[1], scheme):
+            file.write_array(pack_q4_0(blocks) if scheme.bits == 4 else pack_q8_0(blocks))
+            progress(len(blocks.q) * source.shape[1])
+        return
+    if quantized is not None and (vector := quantized.vector(source.spec.name)) is not None:
+        file.write_array(to_float_type(vector, tensor.type))
         progress(source.size)
         return
     pack = _packer(tensor.type, tensor.importance)
@@ -109,9 +135,9 @@ def _packer(
         case "F32" | "F16" | "BF16":
             return lambda rows: to_float_type(rows, type_name)
         case "Q4_0":
-            return lambda rows: pack_q4_0(quantize_blocks(rows, BlockScheme(4, 32)))
+            return lambda rows: pack_q4_0(quantize_blocks(rows, BLOCK_SCHEMES["Q4_0"]))
         case "Q8_0":
-            return lambda rows: pack_q8_0(quantize_blocks(rows, BlockScheme(8, 32)))
+            return lambda rows: pack_q8_0(quantize_blocks(rows, BLOCK_SCHEMES["Q8_0"]))
         case _:
             quantizer = GgmlQuantizer(type_name)
             return lambda rows: quantizer.quantize(rows, importance)

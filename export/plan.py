@@ -11,7 +11,7 @@ from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, e
 from phisight.manifest import TensorEntry
 from phisight.quant.scheme import BlockScheme, ChannelScheme, FloatScheme, FloatType, Scheme
 
-__all__ = ["DecoderType", "ExportOptions", "HeadType", "OnnxVisionType", "Plan", "VisionType", "make_plan"]
+__all__ = ["DecoderType", "ExportOptions", "HeadType", "Method", "OnnxVisionType", "Plan", "VisionType", "make_plan"]
 
 DecoderType = Literal["f32", "f16", "int8", "int4"]
 VisionType = Literal["f32", "f16", "int8", "w8a8"]

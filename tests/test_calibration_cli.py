@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -16,9 +18,11 @@ from phisight.config import ModelConfig
 from phisight.export.calibration.data import CalibrationSequence
 from phisight.export.calibration.run import Calibration, Consumer, LayerInputs
 from phisight.export.calibration.sources import read_calibration
+from phisight.export.names import expected_tensors, gguf_name
 from phisight.export.parallel import Progress
 from phisight.manifest import Manifest
 from phisight.quant.imatrix import ImportanceMatrix
+from phisight.quant.packing import unpack_matmul_nbits, unpack_q8_0
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
 QUICK = ("--calibration-tokens", "400", "--calibration-threads", "1")
@@ -135,12 +139,33 @@ def test_an_export_by_a_method(
     assert after < 0.9 * before
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_both_formats_hold_the_same_numbers(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--method", method, *QUICK]
+    onnx_out, gguf_out = str(tmp_path / "onnx"), str(tmp_path / "gguf")
+    assert main(["export", "demo", onnx_out, "--decoder", "int8", *arguments]) == 0
+    assert main(["export", "demo", gguf_out, "--format", "gguf", "--decoder", "q8_0", *arguments]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gguf", "onnx"]
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "gguf/model-q8_0.gguf").tensors}
+    graph = onnx.load(tmp_path / "onnx/decoder.onnx")
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph.graph.initializer}
+    for name in expected_tensors(Manifest.read(tmp_path / "onnx").model):
+        if (packed := weights.get(f"{name}.packed")) is not None:
+            blocks = unpack_q8_0(stored[gguf_name(name)].data)
+            np.testing.assert_array_equal(blocks.q, unpack_matmul_nbits(packed, 8))
+            np.testing.assert_array_equal(blocks.scale, weights[f"{name}.scales"])
+        elif name in weights:
+            np.testing.assert_array_equal(stored[gguf_name(name)].data, weights[name])
+    assert Manifest.read(tmp_path / "gguf").options["method"] == method
+    assert Manifest.read(tmp_path / "gguf").calibration == Manifest.read(tmp_path / "onnx").calibration
+
+
 def test_options_of_calibration_without_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ([], ["--method", "rtn"]):
         arguments = ("export", "demo", str(tmp_path / "x"), *options, "--calibration", "demo")
         assert "--calibration goes with --method search, awq or gptq" in _fails(capsys, *arguments)
-    arguments = ("export", "demo", str(tmp_path / "x"), "--format", "gguf", "--calibration-tokens", "3")
-    assert "--calibration-tokens does not go with --format gguf" in _fails(capsys, *arguments)
+    arguments = ("export", "demo", str(tmp_path / "x"), "--format", "gguf", "--decoder", "q4_k_m", "--method", "gptq")
+    assert "q4_k_m does not go by the method gptq" in _fails(capsys, *arguments)
     assert main(["export", "demo", str(tmp_path / "x"), "--decoder", "f32", "--method", "gptq"]) == 0
     assert "has no effect" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

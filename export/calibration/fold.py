@@ -118,7 +118,7 @@ class AwqQuantizer:
         name = folding.weight
         source, scheme = self._checkpoint.tensors[name], self._schemes[name]
         assert isinstance(scheme, BlockScheme)
-        quantizer = Awq().prepare(scheme, statistics.scaled(1 / folding.columns))
+        quantizer = Awq().prepare(scheme, statistics.scaled((1 / folding.columns).astype(np.float32)))
         self.notes += [f"{name}: {note}" for note in quantizer.notes]
 
         def folded() -> Iterator[Floats]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from phisight.loading import checkpoint_directory
 
 if TYPE_CHECKING:
     from phisight.export.checkpoint import Checkpoint
-    from phisight.export.gguf_plan import GgufOptions
+    from phisight.export.gguf_plan import GgufOptions, GgufPlan
     from phisight.export.plan import ExportOptions, Plan
     from phisight.export.quantized import QuantizedWeights
 
@@ -39,9 +40,9 @@ GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_
 --vision f16 (default), f32 or q8_0 for the mmproj; the tower also goes beside it as ONNX, as --onnx-vision says.
 --plan FILE is a JSON object of types for single tensors by their GGUF names: {"blk.0.ffn_down.weight": "Q6_K"}.
 
---method search fits each block's scale to the inputs' second moments, awq scales
-channels of large inputs up and clips, gptq corrects each rounding error by the weights that are rounded later. All three
-read calibration data first, layer by layer.
+--method search fits each block's scale to the inputs' second moments, awq scales channels of large inputs up and clips,
+gptq corrects each rounding error by the weights that are rounded later. All three read calibration data first, layer by
+layer.
 
 CALIBRATION_HELP
 
@@ -54,7 +55,7 @@ examples:
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
   phisight export demo demo-int4 --decoder int4 --force""".replace("CALIBRATION_HELP", CALIBRATION_HELP)
 
-ONNX_ONLY = ("block_size", "head", "float_type", "method", "accuracy_level")
+ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level")
 GGUF_ONLY = ("onnx_vision", "plan", "imatrix")
 
 
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=["rtn", "search", "awq", "gptq"],
-        help="ONNX: how blocks are chosen; all but rtn calibrate first (default: rtn, to the nearest)",
+        help="how blocks are chosen, of q4_0 and q8_0 in GGUF; all but rtn calibrate first (default: rtn, to the nearest)",
     )
     add_calibration_options(parser)
     parser.add_argument(
@@ -104,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    foreign = GGUF_ONLY if args.format == "onnx" else (*ONNX_ONLY, *CALIBRATION_OPTIONS)
+    foreign = GGUF_ONLY if args.format == "onnx" else ONNX_ONLY
     for name in foreign:
         if getattr(args, name) is not None:
             option = "float" if name == "float_type" else name.replace("_", "-")
@@ -137,21 +138,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             console.document(result | {"dry_run": True})
         return 0
     quantized, calibration = None, None
-    if not isinstance(plan, GgufPlan) and plan.options.method != "rtn" and plan.options.decoder in ("int4", "int8"):
+    if plan.options.method != "rtn" and plan.options.decoder not in ("f16", "f32"):
         quantized, calibration = _quantize(args, checkpoint, plan, console)
+    export = (
+        partial(export_gguf, checkpoint, plan) if isinstance(plan, GgufPlan) else partial(export_onnx, checkpoint, plan)
+    )
     with console.progress("weights", plan.total_weights(), "w") as weights:
-        if isinstance(plan, GgufPlan):
-            manifest = export_gguf(checkpoint, plan, args.out, force=args.force, progress=weights.add)
-        else:
-            manifest = export_onnx(
-                checkpoint,
-                plan,
-                args.out,
-                force=args.force,
-                quantized=quantized,
-                calibration=calibration,
-                progress=weights.add,
-            )
+        manifest = export(
+            args.out, force=args.force, quantized=quantized, calibration=calibration, progress=weights.add
+        )
     if quantized is not None:
         shutil.rmtree(work_directory(args.out), ignore_errors=True)
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -167,12 +162,12 @@ def _onnx_options(args: argparse.Namespace) -> ExportOptions:
     """What was said; what was not is the exporter's default. Raises InputError."""
     from phisight.export.plan import ExportOptions
 
-    names = ("decoder", "vision", *ONNX_ONLY)
+    names = ("decoder", "vision", "method", *ONNX_ONLY)
     return ExportOptions(**{name: value for name in names if (value := getattr(args, name)) is not None})
 
 
 def _quantize(
-    args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan, console: Console
+    args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan | GgufPlan, console: Console
 ) -> tuple[QuantizedWeights, dict[str, Any]]:
     """Calibrate, quantise each layer on the way, and what the manifest tells of it."""
     from phisight.export.calibration.fold import AwqQuantizer
@@ -212,6 +207,8 @@ def _gguf_options(args: argparse.Namespace) -> GgufOptions:
         changes["onnx_vision"] = args.onnx_vision
     if args.plan is not None:
         changes["overrides"] = _read_plan(args.plan)
+    if args.method is not None:
+        changes["method"] = args.method
     if args.imatrix is not None:
         from phisight.quant.imatrix import ImportanceMatrix
 
