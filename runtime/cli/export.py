@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=["rtn", "search", "awq", "gptq"],
-        help="how blocks are chosen, of q4_0 and q8_0 in GGUF; all but rtn calibrate first (default: rtn, to the nearest)",
+        help="how blocks are chosen, of q4_0 and q8_0 in GGUF; all but rtn calibrate first (default: rtn)",
     )
     add_calibration_options(parser)
     parser.add_argument(
