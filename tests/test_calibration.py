@@ -258,6 +258,8 @@ def test_a_work_directory_of_something_else_is_refused(
     checkpoint: Checkpoint, data: CalibrationData, tmp_path: Path
 ) -> None:
     work = tmp_path / "w"
+    work.mkdir()
+    (work / "journal.part").touch()  # a kill before the first journal
     Calibration(checkpoint, data, work, CalibrationOptions())
     Calibration(checkpoint, data, work, CalibrationOptions(threads=2))  # changes nothing that counts
     shorter = CalibrationData(data.sequences[1:])

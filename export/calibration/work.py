@@ -24,7 +24,7 @@ from phisight.quant.methods.base import InputStatistics
 
 __all__ = ["Boundary", "WorkDirectory"]
 
-JOURNAL = "journal.json"
+JOURNAL, PART = "journal.json", "journal.part"
 SCHEMA = 1
 
 
@@ -83,7 +83,7 @@ class WorkDirectory:
     def _read_journal(self) -> int | None:
         journal = self.path / JOURNAL
         if not journal.is_file():
-            if any(self.path.iterdir()):
+            if any(path.name != PART for path in self.path.iterdir()):  # a kill may have come before the journal
                 raise InputError(f"the work directory {self.path} is neither empty nor a calibration: choose another")
             self._write_journal(None)
             return None
@@ -145,7 +145,7 @@ class WorkDirectory:
             raise PhisightError(f"{path} cannot be read ({error}): remove {self.path} and calibrate again") from None
 
     def _write_journal(self, boundary: int | None) -> None:
-        part = self.path / "journal.part"
+        part = self.path / PART
         with part.open("w", encoding="utf-8") as file:
             json.dump({"schema": SCHEMA, "identity": self._identity, "boundary": boundary}, file)
             file.flush()

@@ -170,11 +170,12 @@ def _quantize(
     args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan | GgufPlan, console: Console
 ) -> tuple[QuantizedWeights, dict[str, Any]]:
     """Calibrate, quantise each layer on the way, and what the manifest tells of it."""
-    from phisight.export.calibration.fold import AwqQuantizer
-    from phisight.export.calibration.quantize import LayerQuantizer
-    from phisight.export.quantized import QuantizedWeights
-    from phisight.quant.methods.gptq import Gptq
-    from phisight.quant.methods.search import ScaleSearch
+    with needs_extra("export"):
+        from phisight.export.calibration.fold import AwqQuantizer
+        from phisight.export.calibration.quantize import LayerQuantizer
+        from phisight.export.quantized import QuantizedWeights
+        from phisight.quant.methods.gptq import Gptq
+        from phisight.quant.methods.search import ScaleSearch
 
     data = read_data(args, checkpoint, console)
     quantized = QuantizedWeights(work_directory(args.out) / "quantized")
