@@ -328,7 +328,7 @@ def test_gathering_changes_no_sum() -> None:
 def test_folding_changes_nothing_but_the_rounding(
     checkpoint: Checkpoint, data: CalibrationData, model: phisight.Model, tmp_path: Path
 ) -> None:
-    """With a float16 head and INT8 blocks: what awq keeps, dequantised, is the same model to 1 %."""
+    """With a float16 head and INT8 blocks: what awq keeps, dequantised, is the same model to 2 %."""
     plan = make_plan(checkpoint.config, ExportOptions(decoder="int8", head="f16", vision="f32", accuracy_level=0))
     quantized = QuantizedWeights(tmp_path / "w/quantized")
     options = CalibrationOptions(hessians=True, purpose="awq")
@@ -348,4 +348,4 @@ def test_folding_changes_nothing_but_the_rounding(
     sequence = next(each for each in data.sequences if not each.images)
     x = weights["model.embed_tokens.weight"][list(sequence.ids)]
     before, after = (_layer_inputs(each, checkpoint.config.decoder, x)["lm_head.weight"] for each in (weights, folded))
-    assert np.linalg.norm(after - before) < 0.01 * np.linalg.norm(before)
+    assert np.linalg.norm(after - before) < 0.02 * np.linalg.norm(before)

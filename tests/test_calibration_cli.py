@@ -132,7 +132,7 @@ def test_an_export_by_a_method(
     assert manifest.tensors == Manifest.read(plain).tensors
 
     reference = phisight.load(exported(DEMO, decoder="f32"), threads=1)
-    used, more = (_drawn(tokens, manifest.model) for tokens in (3000, 4500))
+    used, more = (_drawn(tokens, manifest.model) for tokens in (3000, 6000))
     fresh = more[len(used) :]
     assert len(fresh) > 10
     before, after = (_divergence(reference, phisight.load(each, threads=1), fresh) for each in (plain, chosen))

@@ -152,9 +152,9 @@ def test_an_image_for_a_text_only_model(capsys: Captured, model_copy: Path) -> N
 
 
 def test_a_context_too_small(capsys: Captured) -> None:
-    said = error(capsys, "run", "demo", "What does the text say?", "--image", PRICE, "--context", "51")
-    assert "takes 51 positions (19 text and 32 image tokens)" in said
-    assert "the context holds 51" in said
+    said = error(capsys, "run", "demo", "What does the text say?", "--image", PRICE, "--context", "48")
+    assert "takes 48 positions (16 text and 32 image tokens)" in said
+    assert "the context holds 48" in said
     assert "context is 2000 positions, wanted 2 to the model's 1024" in error(
         capsys, "run", "demo", "Hello", "--context", "2000"
     )
@@ -178,8 +178,8 @@ def test_a_context_too_small(capsys: Captured) -> None:
         (["--threads", "0"], "threads is 0: give a whole number, 1 or more"),
         (["--threads", "two"], "--threads is 'two', wanted a whole number or auto"),
         (["--context", "1"], "context is 1 positions, wanted 2 to the model's 1024"),
-        (["--max-patches", "65", "--image", str(PRICE)], "max_patches is 65, wanted 1 to 64"),
-        (["--max-patches", "0", "--image", str(PRICE)], "max_patches is 0, wanted 1 to 64"),
+        (["--max-patches", "145", "--image", str(PRICE)], "max_patches is 145, wanted 1 to 144"),
+        (["--max-patches", "0", "--image", str(PRICE)], "max_patches is 0, wanted 1 to 144"),
         (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),

@@ -93,7 +93,7 @@ def test_stats_are_for_people(capsys: Captured) -> None:
     assert lines[1].startswith("phisight: note: 1 threads: as asked for")
     images, prompt, answered = lines[-3:]
     assert images.startswith("images:  1: ")
-    assert prompt.startswith("prompt:  19 text and 32 image tokens: ")
+    assert prompt.startswith("prompt:  16 text and 32 image tokens: ")
     assert re.fullmatch(r"answer:  6 tokens, 0 of them thought: .*, seed 7", answered)
 
 
@@ -131,7 +131,7 @@ def test_standard_input_that_is_no_text(capsys: Captured, monkeypatch: pytest.Mo
 
 def test_several_images_in_their_order(capsys: Captured) -> None:
     found = stats(capsys, *PRICE, *BAR[1:])
-    assert (found["images"], found["image_tokens"], found["text_tokens"]) == (2, 32 + 48, 20)
+    assert (found["images"], found["image_tokens"], found["text_tokens"]) == (2, 32 + 48, 17)
     twice = stats(capsys, *PRICE, *PRICE[1:])
     assert (twice["images"], twice["image_tokens"]) == (2, 64)
     assert stats(capsys, "Hello")["images"] == 0
@@ -157,17 +157,17 @@ def test_narrow_sampling_is_greedy(capsys: Captured) -> None:
 
 def test_the_engines_options(capsys: Captured) -> None:
     assert answer(capsys, *PRICE, "--accuracy-level", "0", "--threads", "2")[0] == "$6.75\n"
-    out, err = answer(capsys, *PRICE, "--mode", "nothink", "--context", "54")  # the prompt's 52 and 2 tokens
+    out, err = answer(capsys, *PRICE, "--mode", "nothink", "--context", "51")  # the prompt's 49 and 2 tokens
     assert out == "$6\n"
     assert "before its end" in err
 
 
 def test_repetition_is_penalised(capsys: Captured) -> None:
-    price = (*PRICE, "--mode", "think", "--max-tokens", "5")
-    assert answer(capsys, *price)[1].startswith("$ 6 . ")
+    price = (*PRICE, "--mode", "think", "--max-tokens", "6")
+    assert answer(capsys, *price)[1].startswith("$ 6 . 7")
     _, thought = answer(capsys, *price, "--repetition-penalty", "1000")
     assert thought.startswith("$ 6 .")
-    assert not thought.startswith("$ 6 . ")  # the space is a token, which does not come twice
+    assert not thought.startswith("$ 6 . 7")  # the space before it is a token, which does not come twice
 
 
 def test_stop_texts(capsys: Captured) -> None:

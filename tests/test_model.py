@@ -152,10 +152,10 @@ def test_the_budget_of_patches(model: Model) -> None:
     assert model.preprocess(patches, 16) is patches
 
 
-@pytest.mark.parametrize("most", [65, 3600, 0, -1])
+@pytest.mark.parametrize("most", [145, 3600, 0, -1])
 def test_more_patches_than_in_training_are_refused(most: int) -> None:
     model, encoder = counted()
-    with pytest.raises(InputError, match=f"max_patches is {most}, wanted 1 to 64"):
+    with pytest.raises(InputError, match=f"max_patches is {most}, wanted 1 to 144"):
         model.stream(QUESTION, [PRICE], max_patches=most)
     assert encoder.calls == []
 
@@ -202,14 +202,14 @@ def test_what_is_wrong_is_said_before_the_encoder_runs(tmp_path: Path) -> None:
 
 
 def test_the_context_is_checked_before_the_encoder_runs() -> None:
-    # The prompt: 19 positions of text, 32 of the picture; its image slot is neither.
-    model, encoder = counted(context=51)
-    assert model.context == 51
-    numbers = r"takes 51 positions \(19 text and 32 image tokens\) with 20 new .*context holds 51"
+    # The prompt: 16 positions of text, 32 of the picture; its image slot is neither.
+    model, encoder = counted(context=48)
+    assert model.context == 48
+    numbers = r"takes 48 positions \(16 text and 32 image tokens\) with 20 new .*context holds 48"
     with pytest.raises(PromptError, match=numbers):
         model.stream(QUESTION, [PRICE], options=model.options(max_tokens=20))
     assert encoder.calls == []
-    model, encoder = counted(context=52)
+    model, encoder = counted(context=49)
     answer = model.generate(QUESTION, [PRICE])
     assert (answer.finish_reason, answer.stats.generated_tokens, encoder.calls) == ("length", 1, [32])
 
@@ -249,14 +249,14 @@ def test_the_counts_add_up() -> None:
     *_, last = model.stream(QUESTION, [PRICE], mode="think", options=options)
     stats = last.stats
     assert stats is not None
-    assert (stats.text_tokens, stats.image_tokens) == (20, 32)
-    assert (stats.reused_positions, stats.prefill_positions) == (0, 52)
+    assert (stats.text_tokens, stats.image_tokens) == (17, 32)
+    assert (stats.reused_positions, stats.prefill_positions) == (0, 49)
     # "$ 6 . 7 5" are 8 tokens, then </think>, then $ 6 . 7 5; the end token is drawn by a run, but is not one of them.
     assert (stats.thought_tokens, stats.generated_tokens, stats.decode_steps) == (8, 14, 14)
     assert model.tokenizer.decode(last.token_ids) == "$ 6 . 7 5</think>$6.75"
     assert len(last.token_ids) == 14
     again = model.generate(QUESTION, [PRICE], mode="think", options=options).stats
-    assert (again.reused_positions, again.prefill_positions) == (51, 1)
+    assert (again.reused_positions, again.prefill_positions) == (48, 1)
     cut = model.generate(QUESTION, [PRICE], mode="think", options=replace(options, max_tokens=3))
     assert (cut.thought, cut.text, cut.finish_reason) == ("$ 6", "", "length")
     assert (cut.stats.generated_tokens, cut.stats.decode_steps) == (3, 2)  # the last one is not run
@@ -341,7 +341,7 @@ def test_score_agrees_with_the_answer(model: Model) -> None:
     prompt = model.prompt(QUESTION, 1, mode="think")
     patches = [model.preprocess(PRICE)]
     scores = model.score(prompt.ids, patches)
-    assert (scores.shape, scores.dtype) == ((52, 832), np.float32)
+    assert (scores.shape, scores.dtype) == ((49, 832), np.float32)
     options = model.options(temperature=0, max_tokens=5)
     tokens = [token.token_id for token in model.generate_tokens(prompt.ids, patches, options, starts_in_thought=True)]
     # Every row is for the token that follows.
@@ -407,6 +407,6 @@ def test_progress_goes_through_all_stages() -> None:
     model, _ = counted()
     seen: list[tuple[str, int, int]] = []
     list(model.stream(QUESTION, [PRICE, CHART], progress=lambda *stage: seen.append(stage)))
-    positions = 19 + 32 + 48  # the second image brings its newline, which is one position of text
+    positions = 16 + 32 + 48  # the second image brings its newline, which is one position of text
     assert seen[:3] == [("encode", 0, 2), ("encode", 1, 2), ("encode", 2, 2)]
     assert seen[3:] == [("prefill", 0, positions + 1), ("prefill", positions + 1, positions + 1)]
