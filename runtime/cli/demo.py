@@ -38,7 +38,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="other pictures and questions (default: 0)")
+    parser.add_argument("--seed", type=int, default=15, metavar="S", help="other pictures and questions (default: 15)")
     parser.add_argument("--model", default="demo", metavar="MODEL", help="an exported model directory (default: demo)")
     parser.add_argument(
         "--out",
