@@ -25,7 +25,9 @@ def test_files_and_commands_that_it_names_exist() -> None:
     for command in set(re.findall(r"`phisight ([a-z]+)", text)):
         assert command in COMMANDS, command
     paths = {
-        path for path in re.findall(r"(?:runtime|export|quant|demo|bench|\.ci)/[\w./*]+\w\b", text) if "*" not in path
+        path
+        for path in re.findall(r"(?<![\w-])(?:runtime|export|quant|demo|bench|\.ci)/[\w./*]+\w\b", text)
+        if "*" not in path
     }
     assert len(paths) > 8
     for path in paths:
