@@ -42,7 +42,7 @@ FROM_NOISE = (
 CONTINUED = (
     Stage("tower", 900, (0.014, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
     Stage("answers", 430, (0.008, 0.006), QUESTIONS),
-    Stage("decay", 2000, (0.0075, 0.0), QUESTIONS),
+    Stage("decay", 1870, (0.0075, 0.0), QUESTIONS),
 )
 """For weights that were trained before, as on other data: the tower's labels start anew, the rates rise again."""
 
