@@ -29,6 +29,7 @@ from phisight.naflex import Patches, preprocess
 from phisight.prompt import DIRECT, THINK, THINK_END, Message, PromptBuilder, user_message
 from phisight.tasks import TASKS, Question, draw, grids_of
 from phisight.tasks.arithmetic import arithmetic_question
+from phisight.text_file import read_text_file
 from phisight.tokenizer import Tokenizer
 
 __all__ = ["DEFAULT_TOKENS", "read_calibration"]
@@ -159,7 +160,7 @@ def _thinks(question: Question, rng: Random) -> bool:
 
 def _of_path(reader: Reader, path: Path, tokens: int) -> Iterator[CalibrationSequence]:
     if path.is_file():
-        yield from reader.text(path.name, _read_text(path), tokens)
+        yield from reader.text(path.name, read_text_file(path), tokens)
         return
     if not path.is_dir():
         raise InputError(f"the calibration data {path} is not there: give demo, text, a text file or a folder")
@@ -173,7 +174,7 @@ def _of_path(reader: Reader, path: Path, tokens: int) -> Iterator[CalibrationSeq
     if cases.is_file():
         yield from _cases(reader, path)
     for file in texts:
-        for text in [_read_text(file)] if file.suffix == ".txt" else _lines(file):
+        for text in [read_text_file(file)] if file.suffix == ".txt" else _lines(file):
             yield from reader.text(file.name, text, tokens)
 
 
@@ -206,12 +207,3 @@ def _lines(file: Path) -> Iterator[str]:
         except InputError as error:
             raise InputError(f"{file}: line {number}: {error}") from None
         yield text
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}: give a text file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 from byte {error.start} on: convert it, or give a folder") from None

@@ -29,6 +29,7 @@ from phisight.compare.workspace import Workspace
 from phisight.errors import ImageError, InputError, PhisightError
 from phisight.evaluate.folder import FILE_NAME
 from phisight.loading import is_checkpoint, model_directory
+from phisight.text_file import read_text_file
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -186,7 +187,7 @@ def _passages(args: argparse.Namespace, reference: Subject, console: Console) ->
             raise InputError(f"{path / FILE_NAME}: {len(problems)} cases cannot be asked: mend the lines above")
     elif path.is_file():
         context = reference.config.decoder.context_length
-        return Data("text", args.data), [*text_windows(_text(path), reference.tokenizer(), context, args.n)]
+        return Data("text", args.data), [*text_windows(read_text_file(path), reference.tokenizer(), context, args.n)]
     else:
         raise InputError(f"--data is {args.data!r}: give demo, a folder with {FILE_NAME}, or a text file")
     passages: list[Passage] = []
@@ -195,15 +196,6 @@ def _passages(args: argparse.Namespace, reference: Subject, console: Console) ->
             passages.append(Question.of(source))
             bar.add(1)
     return data, passages
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 from byte {error.start} on: give a text, or a folder of cases") from None
 
 
 def _check_pictures(subjects: Sequence[Subject], passages: Sequence[Passage]) -> None:
