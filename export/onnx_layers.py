@@ -36,12 +36,13 @@ class FloatJob:
 
 @dataclass(frozen=True)
 class BlockJob:
-    """Write tensor `source` as blocks: packed integers and float16 scales."""
+    """Write tensor `source` as blocks: packed integers, float16 scales, and zero points if `zeros` names a place."""
 
     source: str
     packed: str
     scales: str
     scheme: BlockScheme
+    zeros: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,15 @@ class LayerBuilder:
         rows, columns = self.plan.specs[weight].shape
         count = scheme.blocks_per_row(columns)
         packed, scales = weight + ".packed", weight + ".scales"
-        self.jobs.append(BlockJob(weight, packed, scales, scheme))
+        zeros = None if scheme.symmetric else weight + ".zeros"
+        self.jobs.append(BlockJob(weight, packed, scales, scheme, zeros))
         self.graph.external(packed, "uint8", (rows, count, scheme.block_size * scheme.bits // 8))
         self.graph.external(scales, "float16", (rows, count))
         inputs = [x, packed, self._as_float(scales, "float16")]
+        if zeros is not None:
+            inputs.append(self.graph.external(zeros, "uint8", (rows, -(-count * scheme.bits // 8))))
         if bias:
-            inputs += ["", "", self.vector(name + ".bias")]
+            inputs += [""] * (5 - len(inputs)) + [self.vector(name + ".bias")]
         return self.graph.microsoft(
             "MatMulNBits",
             inputs,

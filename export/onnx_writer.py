@@ -13,10 +13,9 @@ from phisight.export.onnx_graph import ExternalTensor, GraphBuilder
 from phisight.export.onnx_layers import ArrayJob, BlockJob, ChannelJob, FloatJob, WeightJob
 from phisight.export.output import OutputDirectory, OutputFile
 from phisight.export.parallel import Progress, in_parallel, naming
-from phisight.export.quantized import QuantizedWeights
-from phisight.quant.blocks import Blocks, quantize_blocks, quantize_channels
+from phisight.export.quantized import PackedRows, QuantizedWeights
+from phisight.quant.blocks import quantize_blocks, quantize_channels
 from phisight.quant.floats import to_float_type
-from phisight.quant.packing import pack_matmul_nbits
 from phisight.quant.scheme import BlockScheme, FloatScheme
 
 __all__ = ["write_embeddings", "write_graph"]
@@ -93,19 +92,24 @@ def _write_job(
                 for chunk in chunks if vector is None else (vector,):
                     file.write_array(to_float_type(chunk.T if transpose else chunk, FLOAT_NAMES[dtype]))
                     progress(chunk.size)
-            case BlockJob(_, packed, scales, scheme):
+            case BlockJob(_, packed, scales, scheme, zeros):
                 file.pad_to(externals[packed].offset)
-                collected = []
+                scale_rows, zero_rows = [], []
                 if quantized is not None and job.source in quantized:
                     parts = quantized.packed(job.source)
                 else:
                     parts = in_parallel(_packer(scheme), source.chunks())
-                for data, scale in parts:
-                    file.write_array(data)
-                    collected.append(scale)
-                    progress(len(scale) * source.shape[1])
+                for rows in parts:
+                    file.write_array(rows.data)
+                    scale_rows.append(rows.scale)
+                    if rows.zero is not None:
+                        zero_rows.append(rows.zero)
+                    progress(len(rows.scale) * source.shape[1])
                 file.pad_to(externals[scales].offset)
-                file.write_array(np.concatenate(collected))
+                file.write_array(np.concatenate(scale_rows))
+                if zeros is not None:
+                    file.pad_to(externals[zeros].offset)
+                    file.write_array(np.concatenate(zero_rows))
             case ChannelJob(_, weight, scale_name):
                 channels = [quantize_channels(chunk) for chunk in source.chunks()]
                 file.pad_to(externals[weight].offset)
@@ -115,12 +119,8 @@ def _write_job(
                 progress(source.size)
 
 
-def _packer(scheme: BlockScheme) -> Callable[[NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float16]]]:
-    def pack(chunk: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-        blocks: Blocks = quantize_blocks(chunk, scheme)
-        return pack_matmul_nbits(blocks.q, scheme.bits), blocks.scale
-
-    return pack
+def _packer(scheme: BlockScheme) -> Callable[[NDArray[np.float32]], PackedRows]:
+    return lambda chunk: PackedRows.of(quantize_blocks(chunk, scheme), scheme.bits)
 
 
 @contextmanager

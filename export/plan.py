@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 from phisight.config import ModelConfig
 from phisight.errors import InputError
-from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, expected_tensors
+from phisight.export.names import HEAD, PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, expected_tensors
 from phisight.manifest import TensorEntry
-from phisight.quant.scheme import BlockScheme, ChannelScheme, FloatScheme, FloatType, Scheme
+from phisight.quant.scheme import SCHEMES, BlockScheme, BlockSize, ChannelScheme, FloatScheme, FloatType, Scheme
 
-__all__ = ["DecoderType", "ExportOptions", "HeadType", "Method", "OnnxVisionType", "Plan", "VisionType", "make_plan"]
+__all__ = [
+    "DecoderType",
+    "ExportOptions",
+    "HeadType",
+    "Method",
+    "OnnxVisionType",
+    "Plan",
+    "VisionType",
+    "allowed_schemes",
+    "make_plan",
+]
 
 DecoderType = Literal["f32", "f16", "int8", "int4"]
 VisionType = Literal["f32", "f16", "int8", "w8a8"]
 OnnxVisionType = Literal["f32", "f16", "int8", "w8a8", "none"]
 """The tower beside GGUF files."""
 HeadType = Literal["f32", "f16", "int8", "int4"]
-BlockSize = Literal[32, 64, 128]
 Method = Literal["rtn", "search", "awq", "gptq"]
 
 
@@ -28,7 +38,8 @@ class ExportOptions:
 
     `float_type` is the type in which the graph computes: f32 for CPUs, f16 for GPUs. `accuracy_level` is that of
     MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block. `method` is how the
-    decoder's and the head's blocks were chosen; all but rtn need a calibration.
+    decoder's and the head's blocks were chosen; all but rtn need a calibration. `asymmetric` gives INT4 blocks zero
+    points. `overrides` are schemes of single tensors, by name and label, as a plan file has them.
     """
 
     decoder: DecoderType = "int4"
@@ -38,6 +49,8 @@ class ExportOptions:
     float_type: FloatType = "f32"
     method: Method = "rtn"
     accuracy_level: Literal[0, 4] = 4
+    asymmetric: bool = False
+    overrides: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("decoder", self.decoder, get_args(DecoderType))
@@ -47,6 +60,11 @@ class ExportOptions:
         _one_of("float", self.float_type, get_args(FloatType))
         _one_of("method", self.method, get_args(Method))
         _one_of("accuracy_level", self.accuracy_level, (0, 4))
+        if self.asymmetric and "int4" not in (self.decoder, self.head):
+            raise InputError(
+                f"asymmetric blocks are of INT4, but the decoder is {self.decoder}: take --decoder int4, or leave "
+                "--asymmetric out"
+            )
         if self.float_type == "f16" and "f32" in (self.decoder, self.head):
             raise InputError(
                 "float32 weights in a float16 graph would be rounded anyway: use --decoder f16 --head f16, "
@@ -75,7 +93,8 @@ class ExportOptions:
         return "f32" if self.resolved_vision in ("f32", "w8a8") else self.float_type
 
     def as_json(self) -> dict[str, str | int]:
-        """For the manifest, every choice spelled out."""
+        """For the manifest, every choice spelled out; of the rare ones only those that were made."""
+        rare = {"asymmetric": int(self.asymmetric), "overrides": len(self.overrides)}
         return {
             "decoder": self.decoder,
             "vision": self.resolved_vision,
@@ -84,6 +103,7 @@ class ExportOptions:
             "float": self.float_type,
             "method": self.method,
             "accuracy_level": self.accuracy_level,
+            **{name: value for name, value in rare.items() if value},
         }
 
 
@@ -120,19 +140,58 @@ def make_plan(config: ModelConfig, options: ExportOptions) -> Plan:
 
     Matrices follow the options; the embeddings follow the head, but are INT8 where the head is INT4, since the host
     looks rows up in them. Norms, biases, the position table and the patch embedding (0.2 % of the tower) stay in the
-    graph's float type.
+    graph's float type. Raises InputError for an override that names no matrix or a scheme that the matrix cannot have.
     """
     specs = expected_tensors(config)
     schemes = {name: _scheme(spec, options) for name, spec in specs.items() if spec.part != "unused"}
+    for name, label in options.overrides:
+        if name not in schemes:
+            raise InputError(f"the plan names {name}, which this model does not have: give one such as {HEAD}")
+        allowed = allowed_schemes(specs[name], options)
+        if label not in allowed:
+            raise InputError(f"the plan has {label!r} for {name}, wanted one of {', '.join(allowed)}")
+        schemes[name] = SCHEMES[label]
+    if options.method == "awq":
+        _check_foldable(schemes, specs)
     unused = [name for name, spec in specs.items() if spec.part == "unused"]
     return Plan(options, specs, schemes, unused)
 
 
+def allowed_schemes(spec: TensorSpec, options: ExportOptions) -> list[str]:
+    """Labels of the schemes that a tensor can have."""
+    graph_float = _graph_float(spec, options)
+    if _is_plain(spec):
+        return [graph_float.label]
+    floats = ["f16", "f32"] if graph_float.dtype == "f32" else ["f16"]
+    if spec.part == "embeddings":
+        return ["int8 block 32", *floats]  # the host reads no other
+    blocks = [label for label, scheme in SCHEMES.items() if isinstance(scheme, BlockScheme)]
+    channels = ["int8 channel"] if spec.part in ("vision", "projector") and graph_float.dtype == "f32" else []
+    return [*blocks, *channels, *floats]
+
+
+def _check_foldable(schemes: Mapping[str, Scheme], specs: Mapping[str, TensorSpec]) -> None:
+    """Raises InputError where awq would fold scales into a layer of which it quantises only some matrices."""
+    matrices = [name for name, spec in specs.items() if spec.part == "decoder" and len(spec.shape) == 2]
+    floats = [name for name in matrices if not isinstance(schemes[name], BlockScheme)]
+    if floats and len(floats) < len(matrices):
+        raise InputError(
+            f"awq scales all matrices of the decoder in blocks, but the plan has {schemes[floats[0]].label} for "
+            f"{floats[0]}: take --method gptq, or INT8"
+        )
+
+
+def _graph_float(spec: TensorSpec, options: ExportOptions) -> FloatScheme:
+    return FloatScheme(options.vision_float if spec.part in ("vision", "projector") else options.float_type)
+
+
+def _is_plain(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 1 or spec.name in (POSITION_TABLE, PATCH_EMBEDDING + ".weight")
+
+
 def _scheme(spec: TensorSpec, options: ExportOptions) -> Scheme:
-    in_tower = spec.part in ("vision", "projector")
-    graph_float = FloatScheme(options.vision_float if in_tower else options.float_type)
-    if len(spec.shape) == 1 or spec.name in (POSITION_TABLE, PATCH_EMBEDDING + ".weight"):
-        return graph_float
+    if _is_plain(spec):
+        return _graph_float(spec, options)
     choice: str = {
         "decoder": options.decoder,
         "head": options.resolved_head,
@@ -146,7 +205,7 @@ def _scheme(spec: TensorSpec, options: ExportOptions) -> Scheme:
         case "w8a8":
             return ChannelScheme()
         case "int4":
-            return BlockScheme(4, options.block_size)
+            return BlockScheme(4, options.block_size, not options.asymmetric)
         case _:
             # The host looks embeddings up in blocks of 32, whatever the graph's block is.
             return BlockScheme(8, 32 if spec.part == "embeddings" else options.block_size)

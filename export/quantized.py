@@ -2,24 +2,48 @@
 
 NAME.packed.npy    (rows, blocks, bytes) uint8, as MatMulNBits has them
 NAME.scale.npy     (rows, blocks) float16
+NAME.zero.npy      (rows, bytes) uint8, zero points as MatMulNBits has them, of asymmetric blocks alone
 NAME.vector.npy    (width,) float32: a norm's weight that took up the scales of the layer behind it
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phisight.quant.blocks import Blocks
-from phisight.quant.packing import pack_matmul_nbits, unpack_matmul_nbits
+from phisight.quant.packing import pack_matmul_nbits, pack_zero_points, unpack_matmul_nbits, unpack_zero_points
 from phisight.quant.scheme import BlockScheme
 
-__all__ = ["QuantizedWeights"]
+__all__ = ["PackedRows", "QuantizedWeights"]
 
 ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Some rows of a weight as MatMulNBits has them: `data` (rows, blocks, bytes), `scale` (rows, blocks) float16.
+
+    `zero` (rows, bytes of a row) has the zero points of asymmetric blocks, None else.
+    """
+
+    data: NDArray[np.uint8]
+    scale: NDArray[np.float16]
+    zero: NDArray[np.uint8] | None
+
+    @classmethod
+    def of(cls, blocks: Blocks, bits: int) -> PackedRows:
+        zero = None if blocks.zero is None else pack_zero_points(blocks.zero, bits)
+        return cls(pack_matmul_nbits(blocks.q, bits), blocks.scale, zero)
+
+    def blocks(self, columns: int, bits: int) -> Blocks:
+        """The inverse of `of`."""
+        zero = None if self.zero is None else unpack_zero_points(self.zero, bits, self.scale.shape[1])
+        return Blocks(unpack_matmul_nbits(self.data, bits), self.scale, columns, zero)
 
 
 class QuantizedWeights:
@@ -33,14 +57,23 @@ class QuantizedWeights:
         rows, count = shape[0], scheme.blocks_per_row(shape[1])
         packed = self._new(name, "packed", (rows, count, scheme.block_size * scheme.bits // 8), np.uint8)
         scales = self._new(name, "scale", (rows, count), np.float16)
+        zeros = None
+        if scheme.symmetric:
+            self._path(name, "zero").unlink(missing_ok=True)
+        else:
+            zeros = self._new(name, "zero", (rows, -(-count * scheme.bits // 8)), np.uint8)
         at = 0
         for blocks in parts:
+            rows_of = PackedRows.of(blocks, scheme.bits)
             stop = at + len(blocks.q)
-            packed[at:stop] = pack_matmul_nbits(blocks.q, scheme.bits)
-            scales[at:stop] = blocks.scale
+            packed[at:stop] = rows_of.data
+            scales[at:stop] = rows_of.scale
+            if zeros is not None and rows_of.zero is not None:
+                zeros[at:stop] = rows_of.zero
             at = stop
-        packed.flush()
-        scales.flush()
+        for array in (packed, scales, zeros):
+            if array is not None:
+                array.flush()
 
     def keep_vector(self, name: str, values: NDArray[np.float32]) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -49,18 +82,21 @@ class QuantizedWeights:
     def __contains__(self, name: str) -> bool:
         return self._path(name, "scale").is_file()
 
-    def packed(self, name: str) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float16]]]:
-        """Rows of a weight, some at a time, as MatMulNBits has them, and their scales."""
+    def packed(self, name: str) -> Iterator[PackedRows]:
+        """Rows of a weight, some at a time."""
         packed = np.load(self._path(name, "packed"), mmap_mode="r")
         scales = np.load(self._path(name, "scale"), mmap_mode="r")
+        place = self._path(name, "zero")
+        zeros = np.load(place, mmap_mode="r") if place.is_file() else None
         for start in range(0, len(packed), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            yield np.array(packed[rows]), np.array(scales[rows])
+            zero = None if zeros is None else np.array(zeros[rows])
+            yield PackedRows(np.array(packed[rows]), np.array(scales[rows]), zero)
 
     def blocks(self, name: str, columns: int, scheme: BlockScheme) -> Iterator[Blocks]:
         """The same as blocks."""
-        for packed, scale in self.packed(name):
-            yield Blocks(unpack_matmul_nbits(packed, scheme.bits), scale, columns)
+        for rows in self.packed(name):
+            yield rows.blocks(columns, scheme.bits)
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """A vector that differs from the checkpoint's, or None."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-__all__ = ["BlockScheme", "ChannelScheme", "FloatScheme", "FloatType", "Scheme"]
+__all__ = ["SCHEMES", "BlockScheme", "BlockSize", "ChannelScheme", "FloatScheme", "FloatType", "Scheme"]
 
 FloatType = Literal["f32", "f16"]
+BlockSize = Literal[32, 64, 128]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class BlockScheme:
     """
 
     bits: Literal[4, 8]
-    block_size: Literal[32, 64, 128]
+    block_size: BlockSize
     symmetric: bool = True
 
     @property
@@ -76,4 +77,16 @@ class ChannelScheme:
         return rows * (columns + 4)
 
 
-Scheme = FloatScheme | BlockScheme | ChannelScheme
+Scheme: TypeAlias = FloatScheme | BlockScheme | ChannelScheme
+SIZES: tuple[BlockSize, ...] = (32, 64, 128)
+WRITABLE: tuple[Scheme, ...] = (
+    *(BlockScheme(4, size) for size in SIZES),
+    *(BlockScheme(4, size, symmetric=False) for size in SIZES),
+    *(BlockScheme(8, size) for size in SIZES),
+    ChannelScheme(),
+    FloatScheme("f16"),
+    FloatScheme("f32"),
+)
+
+SCHEMES: dict[str, Scheme] = {scheme.label: scheme for scheme in WRITABLE}
+"""All that an export can write, by label."""
