@@ -8,6 +8,7 @@ for chunk in model.stream("What does the text say?", ["picture.png"]):
 from __future__ import annotations
 
 from phisight.answer import Answer, Chunk, Stats
+from phisight.constraint import Constraint
 from phisight.errors import PhisightError
 from phisight.images import open_image
 from phisight.loading import load
@@ -18,6 +19,7 @@ from phisight.options import GenerateOptions
 __all__ = [
     "Answer",
     "Chunk",
+    "Constraint",
     "GenerateOptions",
     "Model",
     "Patches",

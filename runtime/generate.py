@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phisight.cached_decoder import CachedDecoder, Cancel, Progress
+from phisight.constraint import AnswerRule
 from phisight.context import check_context
 from phisight.errors import Cancelled, EngineError, InputError
 from phisight.options import GenerateOptions
@@ -79,7 +80,8 @@ class Generation(Iterator[GeneratedToken]):
 
     The check of the context happens when it is made, the prefill at the first token. `cancel` takes effect
     between two chunks of the prefill or between two tokens; it ends the iteration, as `close` does. Ids from
-    `drawable` on are never drawn: the model's vocabulary may be larger than its tokenizer's.
+    `drawable` on are never drawn: the model's vocabulary may be larger than its tokenizer's. `rule` says which others
+    may be drawn, and ends the iteration with the reason "stop" where only the end may follow.
 
     Raises PromptError for a prompt that leaves no room for one token, InputError for a thinking budget on a
     model that has no `</think>`. Iterating raises EngineError from the engine, for logits that are not finite,
@@ -95,6 +97,7 @@ class Generation(Iterator[GeneratedToken]):
         *,
         drawable: int | None = None,
         starts_in_thought: bool = False,
+        rule: AnswerRule | None = None,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class Generation(Iterator[GeneratedToken]):
         self._sequence = sequence
         self._options = options
         self._control = control
+        self._rule = rule
         self._progress = progress
         self._cancel = cancel
         self._limit = _token_limit(decoder, sequence, options)
@@ -161,6 +165,9 @@ class Generation(Iterator[GeneratedToken]):
                 self._finish_reason = "stop"
                 return
             yield GeneratedToken(token_id, index, forced)
+            if self._rule is not None and self._rule.complete:  # only the end can follow
+                self._finish_reason = "stop"
+                return
         self._finish_reason = "length"
 
     def _prefill(self) -> NDArray[np.float32]:
@@ -194,10 +201,15 @@ class Generation(Iterator[GeneratedToken]):
     def _next_token(self, logits: NDArray[np.float32]) -> tuple[int, bool]:
         """The next token and whether it was forced."""
         closing = self._budget.forced_token()
-        token_id = self._sampler.sample(logits) if closing is None else closing
+        token_id = self._draw(logits) if closing is None else closing
         self._budget.observe(token_id)
         self._sampler.observe(token_id)
+        if self._rule is not None and token_id not in self._control.stop:
+            self._rule.observe(token_id)
         return token_id, closing is not None
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        return self._sampler.sample(logits) if self._rule is None else self._rule.draw(logits, self._sampler.sample)
 
 
 class _ThinkingBudget:

@@ -19,7 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from phisight.answer import Answer, Chunk, PromptCost, cancelled_early, collect, stream_text
 from phisight.backends.base import Decoder, VisionEncoder
 from phisight.cached_decoder import CachedDecoder, Cancel
+from phisight.chunks import ImageAttention
 from phisight.config import ImageBudget
+from phisight.constraint import AnswerRule
+from phisight.constraint_llguidance import Compiler
 from phisight.context import check_context
 from phisight.errors import Cancelled, ImageError, InputError
 from phisight.generate import ControlIds, Generation
@@ -71,6 +74,7 @@ class Model:
         decoder: Decoder,
         *,
         context: int,
+        image_attention: ImageAttention = "causal",
         notes: tuple[str, ...] = (),
     ) -> None:
         self.manifest = manifest
@@ -78,7 +82,8 @@ class Model:
         self.prompts = prompts
         self.notes = notes
         self._encoder = encoder
-        self._decoder = CachedDecoder(decoder, context)
+        self._decoder = CachedDecoder(decoder, context, image_attention)
+        self._compiler: Compiler | None = None  # made with the first constraint
         self._features: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._control = ControlIds(
             frozenset(manifest.model.generation.eos_token_ids),
@@ -90,6 +95,11 @@ class Model:
     def context(self) -> int:
         """Most positions that prompt and answer may take together."""
         return self._decoder.context
+
+    @property
+    def image_attention(self) -> ImageAttention:
+        """Whether the tokens of an image see only those before them, or each other."""
+        return self._decoder.image_attention
 
     @property
     def budget(self) -> ImageBudget:
@@ -166,8 +176,10 @@ class Model:
         """
         options = options or self.options()
         self._check_length(ids, images, max_tokens=options.max_tokens)
+        mode: Mode = "think" if starts_in_thought else "auto"
+        rule = self._rule(options, mode)
         sequence = self._splice(ids, self._encode(images, progress, cancel))
-        return self._generation(sequence, options, starts_in_thought, cancel, progress)
+        return self._generation(sequence, options, mode, rule, cancel, progress)
 
     def prompt(
         self,
@@ -223,11 +235,12 @@ class Model:
         """
         options = options or self.options()
         check_images(prompt, len(images))
+        rule = self._rule(options, prompt.mode)
         started = perf_counter()
         patches = [self.preprocess(image, max_patches) for image in images]
         preprocess_seconds += perf_counter() - started
         self._check_length(prompt.ids, patches, max_tokens=options.max_tokens)
-        return self._stream(prompt, patches, preprocess_seconds, options, cancel, progress)
+        return self._stream(prompt, patches, preprocess_seconds, options, rule, cancel, progress)
 
     def generate(
         self,
@@ -249,6 +262,7 @@ class Model:
         patches: Sequence[Patches],
         preprocess_seconds: float,
         options: GenerateOptions,
+        rule: AnswerRule | None,
         cancel: Cancel | None,
         progress: StageProgress | None,
     ) -> Iterator[Chunk]:
@@ -268,7 +282,7 @@ class Model:
             return
         cost = replace(cost, encode_seconds=perf_counter() - started)
         sequence = self._splice(prompt.ids, features)
-        generation = self._generation(sequence, options, prompt.mode == "think", cancel, progress)
+        generation = self._generation(sequence, options, prompt.mode, rule, cancel, progress)
         splitter = ThoughtSplitter.for_tokenizer(self.tokenizer, prompt.mode)
         yield from stream_text(generation, self.tokenizer, splitter, StopTexts(options.stop), cost)
 
@@ -298,7 +312,8 @@ class Model:
         self,
         sequence: InputSequence,
         options: GenerateOptions,
-        starts_in_thought: bool,
+        mode: Mode,
+        rule: AnswerRule | None,
         cancel: Cancel | None,
         progress: StageProgress | None,
     ) -> Generation:
@@ -309,10 +324,20 @@ class Model:
             options,
             self._control,
             drawable=self.tokenizer.vocab_size,
-            starts_in_thought=starts_in_thought,
+            starts_in_thought=mode == "think",
+            rule=rule,
             progress=prefilled,
             cancel=cancel,
         )
+
+    def _rule(self, options: GenerateOptions, mode: Mode) -> AnswerRule | None:
+        """What the constraint means for one answer. Raises InputError, EngineError."""
+        if options.constraint is None:
+            return None
+        stop = frozenset(id_ for id_ in self._control.stop if id_ < self.tokenizer.vocab_size)
+        if self._compiler is None:
+            self._compiler = Compiler(self.tokenizer, stop)
+        return AnswerRule(self._compiler.compile(options.constraint), self.tokenizer, stop, mode)
 
     def _check_length(
         self,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from phisight.constraint import Constraint
 from phisight.errors import InputError
 
 __all__ = ["GenerateOptions"]
@@ -25,6 +26,7 @@ class GenerateOptions:
     seed: the same seed gives the same answer; None draws one.
     stop: texts that end the answer. Text is handled above the generator, which only carries them.
     thinking_budget: most tokens of thought before it is closed by force; None: no limit.
+    constraint: the form of the answer, once the thought has ended; None: free text.
     prefill_chunk: positions that the prefill runs at a time; memory and the delay of a cancel grow with it.
 
     Raises InputError naming the field, the value found and the value wanted.
@@ -39,6 +41,7 @@ class GenerateOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     thinking_budget: int | None = None
+    constraint: Constraint | None = None
     prefill_chunk: int = 256
 
     def __post_init__(self) -> None:
@@ -51,6 +54,7 @@ class GenerateOptions:
         _check_int("seed", self.seed, minimum=0, optional=True)
         _check_stop(self.stop)
         _check_int("thinking_budget", self.thinking_budget, minimum=0, optional=True)
+        _check_constraint(self.constraint)
         _check_int("prefill_chunk", self.prefill_chunk, minimum=1, optional=False)
 
 
@@ -71,3 +75,8 @@ def _check_real(name: str, value: object, wanted: str, accepts: Callable[[float]
 def _check_stop(stop: object) -> None:
     if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in stop):
         raise InputError(f"stop is {stop!r}: give a tuple of texts that are not empty")
+
+
+def _check_constraint(constraint: object) -> None:
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise InputError(f"constraint is {constraint!r}: give a Constraint, such as Constraint.json_object(), or None")

@@ -1,6 +1,6 @@
 """Logits become a token.
 
-    logits -> repetition penalty -> temperature -> top-k -> min-p -> top-p -> draw
+    logits -> repetition penalty -> allowed tokens -> temperature -> top-k -> min-p -> top-p -> draw
 
 Each filter works on what the one before it kept. At temperature 0 the likeliest token after the penalty is
 taken and the filters have no effect. Of equal tokens, the one with the lowest id comes first, everywhere.
@@ -62,15 +62,16 @@ class Sampler:
         """Note ids, one or many, of the prompt's text or the answer, for the repetition penalty."""
         self._seen[token_ids] = True
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
         """Logits, (vocab,) float32 -> token id. The array is only read, and not kept.
 
-        Raises EngineError when the logits have another shape or are not all finite.
+        `allowed`: which of the drawable ids may be drawn, as if the others did not exist; None: all.
+        Raises EngineError when the logits have another shape or are not all finite, or when no token is allowed.
         """
-        scores = self._penalised(logits)
+        ids, scores = self._choices(logits, allowed)
         if self._options.temperature == 0:
-            return int(scores.argmax())
-        ids, weights = self._weighted(scores)
+            return int(ids[scores.argmax()])
+        ids, weights = self._weighted(ids, scores)
         if self._options.top_p < 1:
             # Drawn from all until it falls into the nucleus: the same distribution as a draw from the nucleus, which
             # would have to be made first, at several times the cost.
@@ -82,19 +83,33 @@ class Sampler:
             weights *= self._nucleus(weights)
         return int(ids[self._draw(weights)])
 
-    def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def distribution(
+        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """What `sample` draws from: ids (n,) int64, ascending, and their probabilities (n,) float64.
 
         At temperature 0 it is one token. Raises as `sample`.
         """
-        scores = self._penalised(logits)
+        ids, scores = self._choices(logits, allowed)
         if self._options.temperature == 0:
-            return np.array([scores.argmax()], dtype=np.int64), np.ones(1)
-        ids, weights = self._weighted(scores)
+            return ids[[scores.argmax()]], np.ones(1)
+        ids, weights = self._weighted(ids, scores)
         if self._options.top_p < 1:
             weights *= self._nucleus(weights)
         kept = np.flatnonzero(weights)
         return ids[kept], weights[kept] / weights.sum(dtype=np.float64)
+
+    def _choices(
+        self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids that may be drawn, ascending, and their logits under the penalty."""
+        scores = self._penalised(logits)
+        if allowed is None:
+            return self._all_ids, scores
+        ids = np.flatnonzero(allowed[: self._drawable])
+        if not len(ids):
+            raise EngineError("no token may be drawn: the constraint allows none that the model has")
+        return ids, scores[ids]
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of the drawable ids under the penalty of CTRL (Keskar et al. 2019).
@@ -121,20 +136,22 @@ class Sampler:
         scores[seen] = np.clip(penalised, -limit, limit)
         return scores
 
-    def _weighted(self, scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _weighted(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Candidates' ids, ascending, and their weights: 1 for the likeliest token, 0 for what min-p drops.
 
         What is dropped last keeps its place: new arrays of a vocabulary's size would cost more than the arithmetic.
         """
         options = self._options
-        ids, top = self._all_ids, scores.max()
+        top, places = scores.max(), None
         if options.top_k is not None and options.top_k < len(scores):
-            ids = _largest(scores, options.top_k)
+            places = _largest(scores, options.top_k)
         elif options.min_p > 0:  # leaves few weights to compute; half a unit of margin hides the rounding
             floor = float(top) + (math.log(options.min_p) - 0.5) * options.temperature
-            ids = np.flatnonzero(scores >= max(floor, float(np.finfo(np.float32).min)))
-        if len(ids) < len(scores):
-            scores = scores[ids]
+            places = np.flatnonzero(scores >= max(floor, float(np.finfo(np.float32).min)))
+        if places is not None and len(places) < len(scores):
+            ids, scores = ids[places], scores[places]
         weights = self._weights[: len(scores)]
         with np.errstate(over="ignore", under="ignore"):  # at extreme temperatures 0 and infinity are right
             np.subtract(scores, top, out=weights)

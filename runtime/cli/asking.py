@@ -11,12 +11,15 @@ from typing import Any, ClassVar, Literal
 
 from phisight.answer import Chunk
 from phisight.cli.console import Console, ProgressBar
+from phisight.constraint import Constraint
+from phisight.constraint_llguidance import check_constraint
 from phisight.errors import ImageError, InputError
 from phisight.generate import FinishReason
 from phisight.loading import load
 from phisight.model import Model
 from phisight.options import GenerateOptions
 from phisight.prompt import Message, SystemBlock
+from phisight.text_file import read_text_file
 
 __all__ = [
     "SAMPLING",
@@ -25,6 +28,7 @@ __all__ = [
     "add_prompt_options",
     "add_question_options",
     "check_request",
+    "constraint_from",
     "load_model",
     "note_limit",
     "options_from",
@@ -56,6 +60,14 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
     parser.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same answer")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="text that ends the answer; may be given again")
+    form = parser.add_argument_group(
+        "form of the answer", 'in force once the thought has ended; needs pip install "phisight[schema]"'
+    ).add_mutually_exclusive_group()
+    form.add_argument("--schema", type=Path, metavar="FILE", help="JSON that fits this JSON schema")
+    form.add_argument("--json-object", action="store_true", help="any JSON object")
+    form.add_argument(
+        "--grammar", type=Path, metavar="FILE", help="text of this grammar (llguidance's Lark)"
+    )
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +94,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=[0, 4],
         help="ONNX: override the export; 0 computes quantised layers in floats",
+    )
+    parser.add_argument(
+        "--image-attention",
+        choices=["causal", "bidirectional"],
+        help="whether the tokens of an image see each other; ONNX must be exported for it (default: as exported)",
     )
     gguf = parser.add_argument_group("GGUF models")
     gguf.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF file")
@@ -115,6 +132,7 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         threads=threads,
         context=args.context,
         accuracy_level=args.accuracy_level,
+        image_attention=args.image_attention,
         mmproj=args.mmproj,
         vision_engine=args.vision_engine,
         gpu_layers=args.gpu_layers,
@@ -129,12 +147,27 @@ def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:
     return model.options(**_changes(args))
 
 
+def constraint_from(args: argparse.Namespace) -> Constraint | None:
+    """The form of the answer, if the command has options for one. Raises InputError."""
+    if (path := getattr(args, "schema", None)) is not None:
+        try:
+            return Constraint.json_schema(read_text_file(path))
+        except InputError as error:
+            raise InputError(f"--schema {path}: {error}") from None
+    if getattr(args, "json_object", False):
+        return Constraint.json_object()
+    if (path := getattr(args, "grammar", None)) is not None:
+        return Constraint.grammar(read_text_file(path))
+    return None
+
+
 def check_request(args: argparse.Namespace, images: Sequence[str] = ()) -> None:
     """What can be told before a large model is opened: options out of range, pictures that are not there.
 
-    Raises InputError, ImageError.
+    Raises InputError, ImageError, and EngineError for a form of the answer without llguidance.
     """
-    GenerateOptions(**_changes(args))
+    if (constraint := GenerateOptions(**_changes(args)).constraint) is not None:
+        check_constraint(constraint)
     for name in images:
         if not Path(name).exists():
             raise ImageError(f"{name} does not exist: check the path of the image")
@@ -143,7 +176,9 @@ def check_request(args: argparse.Namespace, images: Sequence[str] = ()) -> None:
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """What was said of SAMPLING; a command need not have all of its options."""
     changes = {name: value for name in SAMPLING if (value := getattr(args, name, None)) is not None}
-    return changes | {"stop": tuple(changes["stop"])} if "stop" in changes else changes
+    if "stop" in changes:
+        changes["stop"] = tuple(changes["stop"])
+    return changes | {"constraint": constraint_from(args)}
 
 
 def system_messages(system: str | None) -> tuple[list[Message], SystemBlock]:
@@ -163,12 +198,15 @@ def show(chunk: Chunk, before: Chunk, console: Console) -> None:
         console.aside(chunk.text)
 
 
-def note_limit(answered: bool, reason: FinishReason | None, console: Console) -> None:
+def note_limit(
+    answered: bool, reason: FinishReason | None, console: Console, constraint: Constraint | None = None
+) -> None:
     """Say that an answer was cut by the limit of tokens, and where."""
     if reason == "length":
-        what = "before its end" if answered else "in the middle of its thought, without an answer"
+        end = "its end" if constraint is None or constraint.kind != "json" else "its end: the JSON is incomplete"
+        what = f"before {end}" if answered else "in the middle of its thought, without an answer"
         console.note(
-            f"phisight: note: the answer reached the limit of tokens {what}: raise --max-tokens, "
+            f"phisight: note: the answer reached the limit of tokens {what}; raise --max-tokens, "
             "or the context if that is full"
         )
 

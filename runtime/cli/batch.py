@@ -14,11 +14,13 @@ from phisight.cli.asking import (
     SAMPLING,
     add_model_options,
     add_question_options,
+    constraint_from,
     load_model,
     options_from,
 )
 from phisight.cli.cases import Case, read_cases
 from phisight.cli.console import Console
+from phisight.constraint_llguidance import check_constraint
 from phisight.errors import InputError, PhisightError
 from phisight.loading import model_directory
 from phisight.manifest import Manifest
@@ -100,6 +102,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides the answers beside the cases: the model's files, and what was said on the command line."""
     names = (*SAMPLING, "mode", "system", "max_patches", "accuracy_level", "context", "vision_engine", "kv")
     said = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if (constraint := constraint_from(args)) is not None:
+        check_constraint(constraint)
+        said["constraint"] = [constraint.kind, constraint.text]
     return {**said, "model": _identity(args)}
 
 

@@ -129,7 +129,7 @@ class Chat:
         self._waiting = []
         self._stats = last.stats
         self._console.line(" [stopped]" if last.finish_reason == "cancelled" else "")
-        note_limit(answered, last.finish_reason, self._console)
+        note_limit(answered, last.finish_reason, self._console, self._options.constraint)
         if self._show_stats and self._stats is not None:
             self._console.note("\n".join(self._stats.lines()))
 

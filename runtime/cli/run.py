@@ -30,6 +30,7 @@ examples:
   phisight run demo "What does the text say?" --image picture.png
   phisight run phi4-int4 "What changed?" --image before.jpg --image after.jpg --mode think --stats
   phisight run phi4-int4 "Summarise." --image page.png --max-patches 1024 --json
+  phisight run phi4-int4 "What was bought?" --image receipt.jpg --schema receipt.schema.json > receipt.json
   phisight run phi4-int4 - < question.txt"""
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.document(document)
     else:
         console.line()
-    note_limit(bool(answer.text), answer.finish_reason, console)
+    note_limit(bool(answer.text), answer.finish_reason, console, options.constraint)
     if args.stats:
         for line in answer.stats.lines():
             console.note(line)
