@@ -7,6 +7,7 @@ none, but for those that end an answer: no text is made of them.
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,15 @@ from phisight.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Compiler", "ConstraintNotice", "LlguidanceMatcher", "check_constraint"]
+__all__ = ["Compiler", "ConstraintNotice", "LlguidanceMatcher", "check_constraint", "is_installed"]
 
 WHITE_SPACE = r" ?|\n[ \t]{0,32}"
 """Between JSON's tokens: enough for any usual layout, and a model cannot go on with blanks for ever."""
+
+
+def is_installed() -> bool:
+    """Whether llguidance is there to be imported."""
+    return find_spec("llguidance") is not None
 
 
 class ConstraintNotice(UserWarning):

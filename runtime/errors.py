@@ -2,6 +2,7 @@
 
     PhisightError                 exit code 1: something failed
     ├── EngineError               an engine is missing, cannot open a file, or failed while running
+    ├── AnswerError               a model's answer cannot be used
     ├── Cancelled                 the caller asked to stop
     └── InputError                exit code 2: what the user gave cannot be used
         ├── ImageError            a picture
@@ -17,6 +18,7 @@ A message is one line for the user: it names the thing, the value found, the val
 from __future__ import annotations
 
 __all__ = [
+    "AnswerError",
     "Cancelled",
     "CheckpointError",
     "ConfigError",
@@ -38,6 +40,10 @@ class PhisightError(Exception):
 
 class EngineError(PhisightError):
     """An engine is missing, cannot open a file, or failed while running."""
+
+
+class AnswerError(PhisightError):
+    """A model's answer that cannot be used for what was asked."""
 
 
 class Cancelled(PhisightError):  # noqa: N818  a request, not a fault

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,9 @@ from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, splice
 from phisight.stopping import StopTexts
 from phisight.thought import ThoughtSplitter
 from phisight.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from phisight.grounding import Grounding
 
 __all__ = ["Model", "StageProgress"]
 
@@ -255,6 +258,31 @@ class Model:
         """As `stream`, all at once, with the prompt's notes."""
         prompt = self.prompt(messages, len(images), mode=mode, system_block=system_block)
         return collect(self.stream_prompt(prompt, images, options, max_patches=max_patches), prompt.notes)
+
+    def ground(
+        self,
+        image: ImageSource,
+        instruction: str,
+        *,
+        mode: Mode = "auto",
+        options: GenerateOptions | None = None,
+        max_patches: int | None = None,
+        cancel: Cancel | None = None,
+        progress: StageProgress | None = None,
+    ) -> Grounding:
+        """Where in a picture is what an instruction is about: see `phisight.grounding.ground`."""
+        from phisight.grounding import ground  # with the tasks, whose prompt it shares
+
+        return ground(
+            self,
+            image,
+            instruction,
+            mode=mode,
+            options=options,
+            max_patches=max_patches,
+            cancel=cancel,
+            progress=progress,
+        )
 
     def _stream(
         self,

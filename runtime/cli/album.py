@@ -74,8 +74,8 @@ class Album:
             ) from None
 
 
-def with_box(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
-    """A copy of a picture (height, width, 3) with the outline of a box in shares of its sides.
+def with_box(pixels: NDArray[np.uint8], box: Box, width: int = 2) -> NDArray[np.uint8]:
+    """A copy of a picture (height, width, 3) with the outline, `width` pixels wide, of a box in shares of its sides.
 
     A box that is turned inside out or leaves the picture is drawn as far as it can be.
     """
@@ -84,7 +84,7 @@ def with_box(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
         sorted(min(max(round(share * side), 0), side - 1) for share in pair)
         for pair, side in ((box[0::2], image.width), (box[1::2], image.height))
     )
-    ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=OUTLINE, width=2)
+    ImageDraw.Draw(image).rectangle((x1, y1, x2, y2), outline=OUTLINE, width=width)
     return np.asarray(image)
 
 

@@ -24,6 +24,7 @@ from phisight.text_file import read_text_file
 __all__ = [
     "SAMPLING",
     "StageBars",
+    "add_length_options",
     "add_model_options",
     "add_prompt_options",
     "add_question_options",
@@ -65,20 +66,23 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     ).add_mutually_exclusive_group()
     form.add_argument("--schema", type=Path, metavar="FILE", help="JSON that fits this JSON schema")
     form.add_argument("--json-object", action="store_true", help="any JSON object")
-    form.add_argument(
-        "--grammar", type=Path, metavar="FILE", help="text of this grammar (llguidance's Lark)"
-    )
+    form.add_argument("--grammar", type=Path, metavar="FILE", help="text of this grammar (llguidance's Lark)")
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """How a question is put, and how long its answer may be."""
+    parser.add_argument("--system", metavar="TEXT", help="a system message; none leaves out the template's own")
+    add_length_options(parser)
+
+
+def add_length_options(parser: argparse.ArgumentParser) -> None:
+    """Whether to think, and how long prompt and answer may be."""
     parser.add_argument(
         "--mode",
         choices=["auto", "think", "nothink"],
         default="auto",
         help="force a thought or a direct answer (default: the model's own choice)",
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system message; none leaves out the template's own")
     parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of thought and answer together")
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="most tokens of thought")

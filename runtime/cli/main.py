@@ -33,6 +33,7 @@ class Command:
 COMMANDS = {
     "run": Command("phisight.cli.run", "answer one question, about pictures or not"),
     "chat": Command("phisight.cli.chat", "talk with a model in the terminal"),
+    "ground": Command("phisight.cli.ground", "find a control in a picture, in its pixels"),
     "demo": Command("phisight.cli.demo", "ask the built-in model about pictures drawn for it"),
     "eval": Command("phisight.cli.eval", "ask questions whose answers are known, and count the right ones"),
     "compare": Command("phisight.cli.compare", "measure what each quantisation costs and buys"),

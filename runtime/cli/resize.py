@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phisight.cli.budget import add_budget, patch_limits
 from phisight.cli.console import Console
-from phisight.errors import InputError
+from phisight.cli.png import check_png, write_png
 from phisight.naflex import PATCH_SIZE, resize
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
@@ -27,19 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     out = Path(args.out)
-    if out.suffix.lower() != ".png":
-        raise InputError(f"{out} does not end in .png: only PNG keeps every pixel as it is")
-    if out.exists() and not args.force:
-        raise InputError(f"{out} exists: choose another name, or replace it with --force")
+    check_png(out, force=args.force)
     seen = resize(args.image, *patch_limits(args))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        seen.save(partial, format="PNG")
-        partial.replace(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_png(seen, out)
     width, height = seen.size
     tokens = width * height // PATCH_SIZE**2
     if args.json:
