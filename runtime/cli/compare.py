@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from phisight.cli.baselines import BASELINES_HELP, checkpoint_of, make_baselines, parse_baseline
 from phisight.cli.console import Console, ProgressBar
 from phisight.cli.temporary_export import usable_model
 from phisight.compare.page import page_of
@@ -23,13 +24,22 @@ from phisight.compare.passages import (
 )
 from phisight.compare.report import Data, report_of
 from phisight.compare.run import compare
-from phisight.compare.subjects import Opening, Source, Subject, check_same_vocabulary, subjects_of, unique_names
+from phisight.compare.subjects import (
+    Absent,
+    Opening,
+    Source,
+    Subject,
+    check_same_vocabulary,
+    subjects_of,
+    unique_names,
+)
 from phisight.compare.table import table_lines
 from phisight.compare.workspace import Workspace
 from phisight.errors import ImageError, InputError, PhisightError
 from phisight.evaluate.folder import FILE_NAME
 from phisight.loading import is_checkpoint, model_directory
 from phisight.text_file import read_text_file
+from phisight.threads import choose_threads
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -56,8 +66,11 @@ activations too. A float32 export is the best reference.
 KLD is the KL divergence of the variant from the reference in nats; "right prob." the root mean square of the change of
 the right token's probability. --stages takes one stage at a time from the variant and all others from the reference.
 
+{BASELINES_HELP}
+
 examples:
   phisight compare f32 int8 int4 --out comparison
+  phisight compare f32 int4 --out comparison --checkpoint phi4 --baseline llama.cpp:Q4_K_M --baseline llama.cpp:Q8_0
   phisight compare f32 int8 int4 model-q4_k_m.gguf+mmproj-f16.gguf --out comparison --stages --speed
   phisight compare phi4-f16 phi4-int4 --out receipts-compared --data receipts --max-patches 1024
   phisight compare phi4-f16 phi4-int4 --out text-compared --data wiki.test.raw --n 40 --json"""
@@ -65,12 +78,16 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REFERENCE", help="the model that all others are measured against")
-    parser.add_argument("variants", metavar="VARIANT", nargs="+", help="a model to measure")
+    parser.add_argument("variants", metavar="VARIANT", nargs="*", help="a model to measure")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the report")
     parser.add_argument("--data", metavar="DATA", default="demo", help="demo (default), a folder of cases, or a text")
     parser.add_argument(
         "--n", type=int, metavar="N", help=f"questions of each task or windows (default: {DEFAULT_N} of demo, else all)"
     )
+    parser.add_argument(
+        "--baseline", metavar="TOOL:TYPE", action="append", default=[], help="what another quantiser makes, see below"
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", help="what baselines are made of (default: REFERENCE)")
     parser.add_argument("--stages", action="store_true", help="measure what each stage alone brings")
     parser.add_argument("--speed", action="store_true", help="report times of loading and of each stage")
     parser.add_argument("--mode", choices=["auto", "think", "nothink"], default="auto", help="force a thought, or none")
@@ -84,9 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     _check_numbers(args)
     _check_out(args.out)
+    if not args.variants and not args.baseline:
+        raise InputError("there is nothing to measure against the reference: give a VARIANT, or a --baseline")
     opening = Opening(_threads(args.threads), args.device)
     with ExitStack() as passing:
-        reference, variants = _subjects(args, opening, passing, console)
+        reference, variants, absent = _subjects(args, opening, passing, console)
         for variant in variants:
             check_same_vocabulary(reference, variant)
         data, passages = _passages(args, reference, console)
@@ -105,7 +124,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         except KeyboardInterrupt:
             console.note(f"phisight: what was measured is kept in {args.out / WORK}: run it again to go on")
             raise
-        report = report_of(comparison, data, asking, speed=args.speed)
+        report = report_of(comparison, data, asking, absent, speed=args.speed)
     _write(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     _write(args.out / "report.html", page_of(report, comparison))
     for line in table_lines(report):
@@ -148,21 +167,30 @@ def _threads(given: str) -> int | Literal["auto"]:
 
 def _subjects(
     args: argparse.Namespace, opening: Opening, passing: ExitStack, console: Console
-) -> tuple[Subject, list[Subject]]:
-    """The reference as it is run, and the variants, ONNX ones at both accuracy levels."""
+) -> tuple[Subject, list[Subject], list[Absent]]:
+    """The reference as it is run, the variants and baselines, ONNX ones at both accuracy levels, and what is absent."""
+    asked = [parse_baseline(given) for given in args.baseline]
+    directory = checkpoint_of(args.reference, args.checkpoint) if asked else None
     pairs = [_pair(given) for given in (args.reference, *args.variants)]
     names = [unique_names([pairs[0][0]])[0], *unique_names([text for text, _ in pairs[1:]])]
-    found: list[Subject] = []
-    for number, (name, (text, mmproj)) in enumerate(zip(names, pairs, strict=True)):
+    sources = []
+    for name, (text, mmproj) in zip(names, pairs, strict=True):
         checkpoint = is_checkpoint(model_directory(str(text)))
         path = passing.enter_context(usable_model(str(text), console))
         if not path.exists():
             raise InputError(f"{text} does not exist: give a model directory, a GGUF file, a checkpoint, or demo")
-        bare = [file for file in (path, mmproj) if file is not None and file.is_file()]
-        with console.progress(name, sum(file.stat().st_size for file in bare), "B") as hashed:
-            source = Source(name, path, mmproj, checkpoint)
+        sources.append(Source(name, path, mmproj, checkpoint))
+    absent: list[Absent] = []
+    if directory is not None:
+        threads = choose_threads(opening.threads).count
+        made, absent = make_baselines(asked, directory, args.out / WORK / "baselines", threads, console)
+        sources += made
+    found: list[Subject] = []
+    for number, source in enumerate(sources):
+        bare = [file for file in (source.path, source.mmproj) if file is not None and file.is_file()]
+        with console.progress(source.name, sum(file.stat().st_size for file in bare), "B") as hashed:
             found += subjects_of(source, opening, hashed.add, both_levels=number > 0)
-    return found[0], found[1:]
+    return found[0], found[1:], absent
 
 
 def _pair(given: str) -> tuple[Path, Path | None]:

@@ -1,6 +1,7 @@
 """The report of a comparison: `report.json`, of schema 1.
 
-    {"schema": 1, "phisight": version, "data": {...}, "reference": {...}, "variants": [{...}, ...], "notes": [text]}
+    {"schema": 1, "phisight": version, "data": {...}, "reference": {...}, "variants": [{...}, ...], "absent": [{...}],
+     "notes": [text]}
 
 data        kind ("demo", "folder" or "text"), source, passages (questions or windows), positions that were scored,
             max_tokens, mode, max_patches; tasks: questions of each
@@ -8,6 +9,7 @@ reference   name, path, format, bytes, bpw, bpw_all, accuracy_level, ppl, tasks,
 variants    the same, and for each
   name              the last component of its path, made unique; another accuracy level of it stands in brackets
   format            "onnx", "gguf", or "checkpoint" (run as ONNX in float32)
+  baseline          whether another quantiser made it
   bytes             of all files that it needs; bpw: stored bits per weight of decoder, head and embeddings;
                     bpw_all: with the vision tower and projector
   accuracy_level    0 (quantised layers computed in floats: what the weights cost), 4 (activations in INT8 too), or null
@@ -27,13 +29,15 @@ variants    the same, and for each
                     score_tokens_per_second; null where not measured, empty without --speed
   worst             the questions with the highest mean KL divergence: passage (its number from 0), kld, same, right
 
+absent      rows that were asked for and could not be made: name, reason, install (a command, or null)
+
 Right tokens are those of the reference's own greedy answer and its end, or those of the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -41,7 +45,7 @@ from phisight.answer import Answer, Stats
 from phisight.compare.metrics import Divergence, Positions
 from phisight.compare.passages import Asking, Passage, Question
 from phisight.compare.run import Comparison, Measured
-from phisight.compare.subjects import Subject
+from phisight.compare.subjects import Absent, Subject
 from phisight.evaluate import Result
 from phisight.evaluate.report import Score
 
@@ -66,7 +70,9 @@ class Data:
     source: str
 
 
-def report_of(comparison: Comparison, data: Data, asking: Asking, *, speed: bool) -> dict[str, Any]:
+def report_of(
+    comparison: Comparison, data: Data, asking: Asking, absent: Sequence[Absent] = (), *, speed: bool
+) -> dict[str, Any]:
     """The document of a comparison."""
     reference, passages = comparison.reference, comparison.passages
     variants = [_variant(measured, comparison, speed) for measured in comparison.variants]
@@ -94,6 +100,7 @@ def report_of(comparison: Comparison, data: Data, asking: Asking, *, speed: bool
             "speed": _speed(comparison.answers, comparison.load_seconds) if speed else {},
         },
         "variants": variants,
+        "absent": [asdict(row) for row in absent],
         "notes": [*notes, PEAK_NOTE] if speed else notes,
     }
 
@@ -119,6 +126,7 @@ def _described(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "path": str(subject.source.path),
         "format": subject.format,
+        "baseline": subject.source.baseline,
         "accuracy_level": subject.accuracy_level,
         "as_run": subject.as_run,
         "bytes": subject.bytes,

@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from phisight.backends.embeddings import Embeddings
+from phisight.chat_template import read_chat_template
+from phisight.compare.transformers_reference import (
+    CODE_FILE,
+    TransformersDecoder,
+    TransformersEncoder,
+    open_reference,
+)
 from phisight.compare.workspace import fingerprint
 from phisight.config import ModelConfig
 from phisight.errors import InputError, TokenizerError
@@ -21,9 +28,21 @@ from phisight.gguf_loading import GgufFiles
 from phisight.loading import load
 from phisight.manifest import Manifest, bits_per_weight, hash_file
 from phisight.model import Model
+from phisight.prompt import PromptBuilder
+from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["Opening", "Source", "Subject", "check_same_vocabulary", "subjects_of", "unique_names"]
+__all__ = [
+    "TEXT_PARTS",
+    "Absent",
+    "Opening",
+    "ReferenceCode",
+    "Source",
+    "Subject",
+    "check_same_vocabulary",
+    "subjects_of",
+    "unique_names",
+]
 
 AccuracyLevel = Literal[0, 4]
 TEXT_PARTS = ("decoder", "head", "embeddings")
@@ -40,16 +59,42 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class ReferenceCode:
+    """The publisher's code in `folder`, which runs a checkpoint in transformers.
+
+    bytes, bpw and bpw_all are those of `Subject`, origin a fingerprint of the checkpoint's files.
+    """
+
+    folder: Path
+    bytes: int
+    bpw: float
+    bpw_all: float
+    origin: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A model that the user named: a directory or a GGUF file, perhaps with an mmproj.
 
-    checkpoint: the directory was made in passing, of a checkpoint.
+    checkpoint: the directory was made in passing, of a checkpoint. baseline: others made it. With `reference_code` the
+    path is a checkpoint.
     """
 
     name: str
     path: Path
     mmproj: Path | None = None
     checkpoint: bool = False
+    baseline: bool = False
+    reference_code: ReferenceCode | None = None
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A row that was asked for and cannot be made here, why, and the command that brings what is missing, if any."""
+
+    name: str
+    reason: str
+    install: str | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +109,7 @@ class Subject:
 
     name: str
     source: Source
-    format: Literal["onnx", "gguf", "checkpoint"]
+    format: Literal["onnx", "gguf", "checkpoint", "transformers"]
     accuracy_level: AccuracyLevel | None
     as_run: bool
     bytes: int
@@ -77,13 +122,19 @@ class Subject:
     def open(self) -> Model:
         """Raises as `phisight.load`."""
         opening, level = self.opening, self.accuracy_level
+        if self.source.reference_code is not None:
+            return _open_reference(self, self.source.reference_code)
         if self.format == "gguf":
             return load(self.source.path, mmproj=self.source.mmproj, threads=opening.threads)
         return load(self.source.path, threads=opening.threads, device=opening.device, accuracy_level=level)
 
     def embeddings(self) -> Embeddings | None:
-        """The embedding table; None for GGUF, where only llama.cpp can read it."""
-        return None if self.format == "gguf" else Embeddings(self.source.path, self.config.decoder.hidden_size)
+        """The embedding table; None where only the engine can read it."""
+        return (
+            None
+            if self.format in ("gguf", "transformers")
+            else Embeddings(self.source.path, self.config.decoder.hidden_size)
+        )
 
     def tokenizer(self) -> Tokenizer:
         """Without opening the engine. Raises TokenizerError."""
@@ -99,6 +150,8 @@ def subjects_of(
 
     Bare GGUF files are hashed; `progress` gets the bytes read. Raises InputError.
     """
+    if source.reference_code is not None:
+        return (_reference(source, source.reference_code, opening),)
     if source.path.is_file():
         return (_bare(source, opening, progress),)
     if source.mmproj is not None:
@@ -111,6 +164,8 @@ def subjects_of(
     unused = "mmproj-" if gguf and "vision.onnx" in manifest.files else None
     files = {name: entry for name, entry in manifest.files.items() if not (unused and name.startswith(unused))}
     hashes = {name: entry.sha256 for name, entry in files.items()}
+    if manifest.image_attention != "causal":  # GGUF files are the same either way
+        hashes["image_attention"] = manifest.image_attention
 
     def subject(name: str, level: AccuracyLevel | None, *, as_run: bool) -> Subject:
         return Subject(
@@ -196,6 +251,37 @@ def _bare(source: Source, opening: Opening, progress: Callable[[int], None] | No
         opened.manifest.model,
         _identity(hashes, None, opening, "gguf"),
         opening,
+    )
+
+
+def _reference(source: Source, code: ReferenceCode, opening: Opening) -> Subject:
+    versions = {name: _version(name) for name in ("phisight", "transformers", "torch")}
+    return Subject(
+        source.name,
+        source,
+        "transformers",
+        None,
+        True,
+        code.bytes,
+        code.bpw,
+        code.bpw_all,
+        ModelConfig.from_checkpoint(source.path),
+        fingerprint(code.origin, hash_file(code.folder / CODE_FILE), versions),
+        opening,
+    )
+
+
+def _open_reference(subject: Subject, code: ReferenceCode) -> Model:
+    path, config = subject.source.path, subject.config
+    model = open_reference(code.folder, path, config, choose_threads(subject.opening.threads).count)
+    tokenizer = subject.tokenizer()
+    return Model(
+        Manifest("transformers", version("phisight"), config, options={}, files={}, tensors={}),
+        tokenizer,
+        PromptBuilder(tokenizer, read_chat_template(path)),
+        None if config.vision is None else TransformersEncoder(model, config.decoder.hidden_size),
+        TransformersDecoder(model, config),
+        context=config.decoder.context_length,
     )
 
 

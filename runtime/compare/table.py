@@ -28,6 +28,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
             f"{_percent(each['right_token']['rms']):>13}{ratio:>20}{_percent(each['score']):>9}"
             + (f"{_number(each['speed'].get('decode_tokens_per_second'), ' t/s'):>11}" if timed else "")
         )
+    for row in report["absent"]:
+        yield f"{row['name']}: absent, {row['reason']}" + (f": {row['install']}" if row["install"] else "")
     staged = [each for each in variants if each["stages"]]
     if staged:
         stages = list(staged[0]["stages"])
