@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.backends.base import Decoder, LogitsWanted, Piece
+from phisight.backends.base import Decoder, ForkableDecoder, LogitsWanted, Piece
 from phisight.context import check_context
 from phisight.errors import Cancelled, EngineError
 from phisight.sequence import InputSequence, Keys, common_prefix
@@ -59,9 +59,20 @@ class CachedDecoder:
         return np.concatenate([self._read, np.array(self._stepped, dtype=np.int64)])
 
     @property
+    def held(self) -> int:
+        """Positions in the KV cache."""
+        return len(self._read) + len(self._stepped)
+
+    @property
     def requests(self) -> int:
         """Prefills and scores begun so far: a change tells that the cache went on to another sequence."""
         return self._requests
+
+    def twin(self) -> CachedDecoder:
+        """Another one of the same weights, with a KV cache of its own. Raises EngineError if the engine cannot."""
+        if not isinstance(self._decoder, ForkableDecoder):
+            raise EngineError("this engine keeps one conversation at a time: use one slot")
+        return CachedDecoder(self._decoder.fork(), self.context)
 
     def check_room(self, sequence: InputSequence) -> None:
         """Raise PromptError when the sequence is longer than the context."""

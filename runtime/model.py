@@ -42,6 +42,7 @@ from phisight.prompt import (
     user_message,
 )
 from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, splice
+from phisight.slots import DecoderSlots
 from phisight.stopping import StopTexts
 from phisight.thought import ThoughtSplitter
 from phisight.tokenizer import Tokenizer
@@ -110,6 +111,25 @@ class Model:
         if self.manifest.model.images is None:
             raise ImageError(TEXT_ONLY)
         return self.manifest.model.images
+
+    @property
+    def cached_positions(self) -> int:
+        """Positions in the KV cache, of all slots."""
+        return self._decoder.held
+
+    @property
+    def feature_bytes(self) -> int:
+        """Memory of the image features that are kept for further questions."""
+        return sum(features.nbytes for features in tuple(self._features.values()))
+
+    def use_slots(self, count: int) -> None:
+        """Keep the KV caches of `count` conversations instead of one, each in memory of its own.
+
+        Raises EngineError for more than one where the engine cannot.
+        """
+        slots = [self._decoder.twin() for _ in range(count - 1)]
+        if slots:
+            self._decoder = DecoderSlots([*slots, self._decoder])
 
     def options(self, **changes: Any) -> GenerateOptions:
         """The checkpoint's sampling defaults with some fields changed. Raises InputError."""

@@ -6,14 +6,14 @@ Sequences are appended to one KV cache per decoder; `truncate` drops the tail, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phisight.naflex import Patches
 
-__all__ = ["Decoder", "LogitsWanted", "Piece", "VisionEncoder"]
+__all__ = ["Decoder", "ForkableDecoder", "LogitsWanted", "Piece", "VisionEncoder"]
 
 Piece = NDArray[np.int32] | NDArray[np.float32]
 """A stretch of the sequence: token ids, shape (n,) int32, or image features, shape (n, hidden) float32."""
@@ -59,3 +59,11 @@ class Decoder(Protocol):
         Returns logits, float32: (1, vocab) of the last position, or (n, vocab) of every new one. The array may be a
         view of a buffer that the next call overwrites.
         """
+
+
+@runtime_checkable
+class ForkableDecoder(Decoder, Protocol):
+    """A decoder that can have several KV caches."""
+
+    def fork(self) -> Decoder:
+        """Another decoder of the same weights, which are in memory once, with an empty KV cache."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,12 @@ class LlamaCppDecoder:
         if self._context is not None and length < self._length:
             self._context.truncate(length)
             self._length = length
+
+    def fork(self) -> LlamaCppDecoder:
+        """Another decoder of the same file, with an empty cache: a context of its own, made when it is needed."""
+        twin = copy(self)
+        twin._context, twin._length = None, 0
+        return twin
 
     def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
         """See `phisight.backends.base.Decoder.append`. The array is the caller's own. Raises EngineError.

@@ -7,6 +7,7 @@ its memory is taken from the system page by page as positions are written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ class OrtDecoder:
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on. Their memory is written over by what follows."""
         self._length = min(self._length, length)
+
+    def fork(self) -> OrtDecoder:
+        """Another decoder of the same session, with an empty cache."""
+        twin = copy(self)
+        twin._length = twin._capacity = 0
+        twin._cache = []
+        twin._step, twin._step_binding = _Call(self._ort, self._config, 1, 1), None
+        return twin
 
     def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
         """See `phisight.backends.base.Decoder.append`. Raises EngineError."""

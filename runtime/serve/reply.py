@@ -1,0 +1,160 @@
+"""An answer on its way to the client: one JSON document, or events (SSE) as the tokens come.
+
+The client's connection is watched meanwhile: when it closes, the job is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from phisight.answer import Chunk, Stats
+from phisight.serve.engine import Job
+from phisight.serve.errors import api_error, error_response
+from phisight.serve.requests import ChatRequest
+
+__all__ = ["Ended", "Reply"]
+
+Ended = Callable[[str, str, Stats | None], None]
+"""Told how an answer ended, its text, and its counts: a finish reason, "disconnect" or an error's code."""
+
+_KEEP_ALIVE_SECONDS = 10.0
+_FIELDS = {"thought": "reasoning_content", "answer": "content"}
+
+
+class Reply:
+    """ASGI response to one chat request."""
+
+    def __init__(self, request: ChatRequest, job: Job, notes: tuple[str, ...], ended: Ended) -> None:
+        self._request = request
+        self._job = job
+        self._notes = notes
+        self._ended = ended
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._texts = {"thought": "", "answer": ""}
+        self._end = "disconnect"
+        self._stats: Stats | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        write = self._stream(send) if self._request.stream else self._whole(scope, receive, send)
+        writer = asyncio.create_task(write)
+        watcher = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+        except OSError:  # the connection broke while something was written
+            self._end = "disconnect"
+        finally:
+            for task in (writer, watcher):
+                task.cancel()
+            await asyncio.gather(writer, watcher, return_exceptions=True)
+            self._ended(self._end, self._texts["answer"], self._stats)
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async for chunk in self._job.chunks():
+                self._note(chunk)
+        except Exception as error:
+            told = api_error(error)
+            self._end = told.code or "error"
+            await error_response(told)(scope, receive, send)
+            return
+        message = {"role": "assistant", "content": self._texts["answer"], "refusal": None}
+        if self._texts["thought"]:
+            message["reasoning_content"] = self._texts["thought"]
+        choice = {"index": 0, "message": message, "finish_reason": self._end, "logprobs": None}
+        document = self._document("chat.completion", [choice]) | self._told()
+        await JSONResponse(document | {"usage": self._usage()})(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        keeper = asyncio.create_task(_keep_alive(send))
+        try:
+            await self._event(send, self._piece({"role": "assistant", "content": ""}))
+            async for chunk in self._job.chunks():
+                self._note(chunk)
+                keeper.cancel()
+                if chunk.text:
+                    await self._event(send, self._piece({_FIELDS[chunk.channel]: chunk.text}))
+            await self._event(send, self._piece({}, self._end) | self._told())
+            if self._request.include_usage:
+                await self._event(send, self._document("chat.completion.chunk", []) | {"usage": self._usage()})
+            await send(_body(b"data: [DONE]\n\n", more=True))
+        except OSError:
+            raise
+        except Exception as error:  # the status is sent already: the error is an event
+            told = api_error(error)
+            self._end = told.code or "error"
+            await self._event(send, told.as_json())
+        finally:
+            keeper.cancel()
+        await send(_body(b"", more=False))
+
+    def _note(self, chunk: Chunk) -> None:
+        self._texts[chunk.channel] += chunk.text
+        if chunk.finish_reason is not None:
+            self._end, self._stats = chunk.finish_reason, chunk.stats
+
+    def _piece(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        document = self._document("chat.completion.chunk", [choice])
+        return document | {"usage": None} if self._request.include_usage else document
+
+    def _document(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._request.model,
+            "system_fingerprint": None,
+            "choices": choices,
+        }
+
+    def _told(self) -> dict[str, Any]:
+        """What OpenAI's form has no place for: counts, stage times in seconds, notes on the prompt."""
+        stats = None if self._stats is None else self._stats.as_json()
+        return {"phisight": {"stats": stats, "notes": list(self._notes)}}
+
+    def _usage(self) -> dict[str, Any]:
+        stats = self._stats
+        assert stats is not None, "an answer that ended has its counts"
+        prompt = stats.text_tokens + stats.image_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": stats.generated_tokens,
+            "total_tokens": prompt + stats.generated_tokens,
+            "prompt_tokens_details": {"cached_tokens": stats.reused_positions, "image_tokens": stats.image_tokens},
+            "completion_tokens_details": {"reasoning_tokens": stats.thought_tokens},
+        }
+
+    async def _event(self, send: Send, document: dict[str, Any]) -> None:
+        await send(_body(b"data: " + json.dumps(document).encode() + b"\n\n", more=True))
+
+
+def _body(data: bytes, *, more: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _keep_alive(send: Send) -> None:
+    """Comments until the first token, or proxies take the connection for dead."""
+    with suppress(OSError):
+        while True:
+            await asyncio.sleep(_KEEP_ALIVE_SECONDS)
+            await send(_body(b": waiting\n\n", more=True))
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has gone. The body has been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
