@@ -10,12 +10,21 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from phisight.chunks import ImageAttention, check_image_attention
 from phisight.config import DecoderConfig
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.gguf_types import PRESETS, SIMPLE_TYPES, fitting_type, preset_type
 from phisight.export.names import PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, gguf_name
-from phisight.export.plan import ExportOptions, Method, OnnxVisionType, Plan, make_plan
+from phisight.export.plan import (
+    ExportOptions,
+    Method,
+    OnnxVisionType,
+    Plan,
+    check_sees,
+    make_plan,
+    written_attention,
+)
 from phisight.manifest import TensorEntry
 from phisight.quant.imatrix import ImportanceMatrix
 from phisight.quant.scheme import BlockScheme
@@ -34,6 +43,7 @@ class GgufOptions:
 
     `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none". `imatrix` weighs the errors of
     all types that ggml's own quantiser packs. `method` is how the blocks of Q4_0 and Q8_0 were chosen.
+    `image_attention` is how the files are run unless the user says otherwise: they hold the same either way.
     """
 
     decoder: str = "Q4_0"
@@ -42,6 +52,7 @@ class GgufOptions:
     overrides: tuple[tuple[str, str], ...] = ()
     imatrix: ImportanceMatrix | None = field(default=None, compare=False, repr=False)
     method: Method = "rtn"
+    image_attention: ImageAttention = "causal"
 
     def __post_init__(self) -> None:
         if self.decoder not in PRESETS:
@@ -54,6 +65,7 @@ class GgufOptions:
             )
         if self.method not in get_args(Method):
             raise InputError(f"method is {self.method!r}, wanted one of {', '.join(get_args(Method))}")
+        check_image_attention(self.image_attention)
         if self.method != "rtn" and self.decoder not in BLOCK_SCHEMES:
             raise InputError(
                 f"{self.decoder.lower()} does not go by the method {self.method}, but by ggml's own quantiser: take "
@@ -75,7 +87,7 @@ class GgufOptions:
             options["method"] = self.method
         if self.imatrix is not None:
             options["imatrix"] = self.imatrix.digest
-        return options
+        return options | written_attention(self.image_attention)
 
 
 @dataclass(frozen=True)
@@ -148,8 +160,10 @@ def make_gguf_plan(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
 
     Vectors and norms are F32, as in llama.cpp. Matrices of the decoder follow the preset, those of tower and projector
     `vision`; where rows do not fit a type's block (the tower's FFN of 4304 in Q8_0) the type is F16. Raises InputError
-    for an override that names no matrix, a type that rows do not fit, or an importance matrix of another model.
+    for an override that names no matrix, a type that rows do not fit, or an importance matrix of another model, and for
+    image attention without images.
     """
+    check_sees(checkpoint.config, options.image_attention)
     overrides = dict(options.overrides)
     text, vision = [], []
     for name, source in checkpoint.tensors.items():

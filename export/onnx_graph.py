@@ -5,7 +5,7 @@ The graph holds structure and small constants; weights are declared here and wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ DTYPES: dict[str, int] = {
     "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
 }
 
 ALIGNMENT = 64 << 10
@@ -104,6 +105,35 @@ class GraphBuilder:
     ) -> str:
         """Add one of ONNX Runtime's own operators."""
         return self.node(op, inputs, outputs=outputs, domain="com.microsoft", **attributes)
+
+    def choose(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+        outputs: Sequence[tuple[str, str]],
+    ) -> None:
+        """Add an If for the bool scalar `condition`, with `outputs` of these names and dtypes.
+
+        Each branch adds its nodes and returns the names of its results, in the order of the outputs.
+        """
+        dtypes = [dtype for _, dtype in outputs]
+        branches = {
+            "then_branch": self._branch("then", then, dtypes),
+            "else_branch": self._branch("otherwise", otherwise, dtypes),
+        }
+        self.node("If", [condition], outputs=[name for name, _ in outputs], **branches)
+
+    def _branch(self, name: str, build: Callable[[], Sequence[str]], dtypes: Sequence[str]) -> onnx.GraphProto:
+        """A graph of its own for the nodes that `build` adds. It sees the names of the graph around it."""
+        around, self._nodes = self._nodes, []
+        results = build()
+        nodes, self._nodes = self._nodes, around
+        values = [
+            helper.make_tensor_value_info(result, DTYPES[dtype], None)
+            for result, dtype in zip(results, dtypes, strict=True)
+        ]
+        return helper.make_graph(nodes, name, [], values)
 
     def constant(self, value: NDArray[Any] | Sequence[float] | float, dtype: str = "int64") -> str:
         """A small constant inside the graph; equal ones are shared."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
+from phisight.chunks import ImageAttention, check_image_attention
 from phisight.config import ModelConfig
 from phisight.errors import InputError
 from phisight.export.names import HEAD, PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, expected_tensors
@@ -21,7 +22,9 @@ __all__ = [
     "Plan",
     "VisionType",
     "allowed_schemes",
+    "check_sees",
     "make_plan",
+    "written_attention",
 ]
 
 DecoderType = Literal["f32", "f16", "int8", "int4"]
@@ -39,7 +42,8 @@ class ExportOptions:
     `float_type` is the type in which the graph computes: f32 for CPUs, f16 for GPUs. `accuracy_level` is that of
     MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block. `method` is how the
     decoder's and the head's blocks were chosen; all but rtn need a calibration. `asymmetric` gives INT4 blocks zero
-    points. `overrides` are schemes of single tensors, by name and label, as a plan file has them.
+    points. `overrides` are schemes of single tensors, by name and label, as a plan file has them. `image_attention`
+    bidirectional makes a decoder that can be run either way, and is unless the user says otherwise.
     """
 
     decoder: DecoderType = "int4"
@@ -51,6 +55,7 @@ class ExportOptions:
     accuracy_level: Literal[0, 4] = 4
     asymmetric: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
+    image_attention: ImageAttention = "causal"
 
     def __post_init__(self) -> None:
         _one_of("decoder", self.decoder, get_args(DecoderType))
@@ -60,6 +65,7 @@ class ExportOptions:
         _one_of("float", self.float_type, get_args(FloatType))
         _one_of("method", self.method, get_args(Method))
         _one_of("accuracy_level", self.accuracy_level, (0, 4))
+        check_image_attention(self.image_attention)
         if self.asymmetric and "int4" not in (self.decoder, self.head):
             raise InputError(
                 f"asymmetric blocks are of INT4, but the decoder is {self.decoder}: take --decoder int4, or leave "
@@ -104,6 +110,7 @@ class ExportOptions:
             "method": self.method,
             "accuracy_level": self.accuracy_level,
             **{name: value for name, value in rare.items() if value},
+            **written_attention(self.image_attention),
         }
 
 
@@ -135,13 +142,26 @@ class Plan:
         return sum(entry.weights for entry in self.entries().values())
 
 
+def written_attention(attention: ImageAttention) -> dict[str, str]:
+    """Image attention as a manifest has it: the reference's own way goes without saying."""
+    return {} if attention == "causal" else {"image_attention": attention}
+
+
+def check_sees(config: ModelConfig, attention: ImageAttention) -> None:
+    """Raises InputError for an image attention that means nothing to a text-only model."""
+    if attention == "bidirectional" and config.vision is None:
+        raise InputError("image_attention is bidirectional, but the checkpoint is text only: leave it out")
+
+
 def make_plan(config: ModelConfig, options: ExportOptions) -> Plan:
     """Choose a scheme for every tensor that the model uses.
 
     Matrices follow the options; the embeddings follow the head, but are INT8 where the head is INT4, since the host
     looks rows up in them. Norms, biases, the position table and the patch embedding (0.2 % of the tower) stay in the
-    graph's float type. Raises InputError for an override that names no matrix or a scheme that the matrix cannot have.
+    graph's float type. Raises InputError for an override that names no matrix or a scheme that the matrix cannot have,
+    and for image attention without images.
     """
+    check_sees(config, options.image_attention)
     specs = expected_tensors(config)
     schemes = {name: _scheme(spec, options) for name, spec in specs.items() if spec.part != "unused"}
     for name, label in options.overrides:

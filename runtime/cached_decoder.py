@@ -6,13 +6,15 @@ when the next request begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.backends.base import Decoder, ForkableDecoder, LogitsWanted, Piece
+from phisight.backends.base import Decoder, ForkableDecoder, LogitsWanted
+from phisight.chunks import ImageAttention, PrefillChunk, plan_chunks, reusable
 from phisight.context import check_context
 from phisight.errors import Cancelled, EngineError
 from phisight.sequence import InputSequence, Keys, common_prefix
@@ -32,15 +34,18 @@ _GROWTH = 256
 class CachedDecoder:
     """One decoder, which nobody else may use, and what it has read.
 
-    `context` is the most positions that a sequence may have. Not for use by two threads at once.
+    `context` is the most positions that a sequence may have. With `image_attention` bidirectional each image is run as
+    one chunk in which all tokens see each other. Not for use by two threads at once.
     """
 
-    def __init__(self, decoder: Decoder, context: int) -> None:
+    def __init__(self, decoder: Decoder, context: int, image_attention: ImageAttention = "causal") -> None:
         self.context = context
+        self.image_attention: ImageAttention = image_attention
         self._decoder = decoder
         self._read: Keys = np.empty(0, dtype=np.int64)  # keys of the cached part of the last sequence
         self._stepped: list[int] = []  # ids of the tokens cached behind it
         self._capacity = 0
+        self._largest_image = 0
         self._requests = 0
 
     @property
@@ -72,7 +77,7 @@ class CachedDecoder:
         """Another one of the same weights, with a KV cache of its own. Raises EngineError if the engine cannot."""
         if not isinstance(self._decoder, ForkableDecoder):
             raise EngineError("this engine keeps one conversation at a time: use one slot")
-        return CachedDecoder(self._decoder.fork(), self.context)
+        return CachedDecoder(self._decoder.fork(), self.context, self.image_attention)
 
     def check_room(self, sequence: InputSequence) -> None:
         """Raise PromptError when the sequence is longer than the context."""
@@ -96,18 +101,20 @@ class CachedDecoder:
 
         Only what lies behind the common prefix is run, and always the last position. The logits are a view
         that holds until the decoder runs again. The engine gets `chunk` positions at a time, text and image
-        mixed as they come; memory is reserved for `room` positions more.
+        mixed as they come unless an image is a chunk of its own; memory is reserved for `room` positions more.
 
         Raises Cancelled between two chunks (what was run stays cached), EngineError from the engine,
         PromptError when the sequence is longer than the context.
         """
         self.check_room(sequence)
         self._begin()
-        reused = min(common_prefix(self.keys, sequence.keys), len(sequence) - 1)
+        common = min(common_prefix(self.keys, sequence.keys), len(sequence) - 1)
+        reused = reusable(sequence, common, self.image_attention)
         self._cut(reused)
-        self._reserve(len(sequence) + room)
+        chunks = plan_chunks(sequence, reused, chunk, self.image_attention)
+        self._reserve(len(sequence) + room, chunks)
         last: NDArray[np.float32] = np.empty(0, dtype=np.float32)
-        for _, logits in self._chunks(sequence, reused, chunk, len(sequence), progress, cancel):
+        for _, logits in self._run(sequence, chunks, len(sequence), progress, cancel):
             last = logits[0]
         return last
 
@@ -121,7 +128,8 @@ class CachedDecoder:
         if length >= self._capacity:
             self._reserve(min(self._capacity + max(_GROWTH, self._capacity // 4), most))
         ids = np.array([token_id], dtype=np.int32)
-        logits: NDArray[np.float32] = self._append([ids], "last")[0]
+        with self._settled():
+            logits: NDArray[np.float32] = self._decoder.append([ids])[0]
         self._stepped.append(token_id)
         return logits
 
@@ -145,54 +153,61 @@ class CachedDecoder:
         self.check_room(sequence)
         self._begin()
         self._cut(0)
-        self._reserve(len(sequence))
+        chunks = plan_chunks(sequence, 0, chunk, self.image_attention)
+        self._reserve(len(sequence), chunks)
         scores = np.empty((wanted, self.vocab_size), dtype=np.float32)
         first = len(sequence) - wanted
-        for start, logits in self._chunks(sequence, 0, chunk, first, progress, cancel):
-            stop = min(start + chunk, len(sequence))
-            if stop > first:
-                rows = logits[max(first - start, 0) :]
-                scores[stop - first - len(rows) : stop - first] = rows
+        for run, logits in self._run(sequence, chunks, first, progress, cancel):
+            if run.stop > first:
+                rows = logits[max(first - run.start, 0) :]
+                scores[run.stop - first - len(rows) : run.stop - first] = rows
         return scores
 
-    def _reserve(self, capacity: int) -> None:
-        if capacity > self._capacity:
-            self._decoder.reserve(capacity)
-            self._capacity = capacity
+    def _reserve(self, capacity: int, chunks: Sequence[PrefillChunk] = ()) -> None:
+        capacity = max(capacity, self._capacity)
+        largest_image = max([self._largest_image, *(len(chunk) for chunk in chunks if not chunk.causal)])
+        if (capacity, largest_image) != (self._capacity, self._largest_image):
+            self._decoder.reserve(capacity, largest_image)
+            self._capacity, self._largest_image = capacity, largest_image
 
     def _begin(self) -> None:
         self._requests += 1
         self._settle()
 
-    def _chunks(
+    def _run(
         self,
         sequence: InputSequence,
-        reused: int,
-        chunk: int,
+        chunks: Sequence[PrefillChunk],
         first: int,
         progress: Progress | None,
         cancel: Cancel | None,
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Run the positions from `reused` on: the first position of each chunk and its logits.
+    ) -> Iterator[tuple[PrefillChunk, NDArray[np.float32]]]:
+        """Run the chunks: each one and its logits.
 
         They are those of the chunk's last position, or of all in chunks that reach beyond `first`.
         """
+        reused = chunks[0].start
         total = len(sequence) - reused
-        for start in range(reused, len(sequence), chunk):
+        for chunk in chunks:
+            done = chunk.start - reused
             if progress is not None:
-                progress(start - reused, total)
+                progress(done, total)
             if cancel is not None and cancel():
-                raise Cancelled(f"cancelled after {start - reused} of {total} positions of the prompt")
-            stop = min(start + chunk, len(sequence))
-            logits = self._append(list(sequence.pieces(start, stop)), "all" if stop > first else "last")
-            self._read = sequence.keys[:stop]
-            yield start, logits
+                raise Cancelled(f"cancelled after {done} of {total} positions of the prompt")
+            pieces = list(sequence.pieces(chunk.start, chunk.stop))
+            wanted: LogitsWanted = "all" if chunk.stop > first else "last"
+            with self._settled():
+                logits = self._decoder.append(pieces, wanted, causal=chunk.causal)
+            self._read = sequence.keys[: chunk.stop]
+            yield chunk, logits
         if progress is not None:
             progress(total, total)
 
-    def _append(self, pieces: list[Piece], logits: LogitsWanted) -> NDArray[np.float32]:
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """A run of the decoder, which may break off midway."""
         try:
-            return self._decoder.append(pieces, logits)
+            yield
         except BaseException:
             self._settle()
             raise

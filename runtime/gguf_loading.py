@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from phisight.backends.base import VisionEncoder
 from phisight.chat_template import read_chat_template
+from phisight.chunks import ImageAttention
 from phisight.errors import EngineError, InputError, ModelDirError
 from phisight.gguf_config import config_from_gguf
 from phisight.gguf_file import GgufFile
 from phisight.gguf_tokenizer import template_from_gguf, tokenizer_from_gguf
-from phisight.loading_checks import check_vocabulary, checked_context
+from phisight.loading_checks import attention_notes, check_vocabulary, checked_attention, checked_context
 from phisight.manifest import Manifest
 from phisight.model import Model
 from phisight.prompt import PromptBuilder
@@ -99,8 +100,12 @@ def load_gguf(
     context: int | None,
     vision_engine: VisionEngine,
     settings: LlamaCppSettings,
+    image_attention: ImageAttention | None = None,
 ) -> Model:
-    """Open the files. Raises InputError, ModelDirError, EngineError."""
+    """Open the files. llama.cpp can attend either way; `image_attention` None takes the directory's.
+
+    Raises InputError, ModelDirError, EngineError.
+    """
     from phisight.backends.llamacpp import LlamaCppDecoder
 
     config = files.manifest.model
@@ -118,14 +123,25 @@ def load_gguf(
         verbose=settings.verbose,
     )
     encoder, engine = _encoder(files, decoder, vision_engine, choice.count)
+    attention = checked_attention(image_attention, files.manifest)
     notes = [
         f"{choice.count} threads: {choice.reason}",
         f"decoder: llama.cpp, {settings.gpu_layers} layers on a GPU, weights {'' if repack else 'not '}repacked, "
         f"KV cache {settings.kv_type}",
         f"vision: {engine}",
+        *attention_notes(attention, files.manifest),
     ]
     prompts = PromptBuilder(files.tokenizer, files.template)
-    return Model(files.manifest, files.tokenizer, prompts, encoder, decoder, context=most, notes=tuple(notes))
+    return Model(
+        files.manifest,
+        files.tokenizer,
+        prompts,
+        encoder,
+        decoder,
+        context=most,
+        image_attention=attention,
+        notes=tuple(notes),
+    )
 
 
 def _repack(text: Path) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from phisight.chat_template import read_chat_template
+from phisight.chunks import ImageAttention
 from phisight.errors import InputError
 from phisight.gguf_loading import GgufFiles, LlamaCppSettings, VisionEngine, load_gguf
-from phisight.loading_checks import check_vocabulary, checked_context
+from phisight.loading_checks import attention_notes, check_vocabulary, checked_attention, checked_context
 from phisight.manifest import FILE_NAME, Manifest
 from phisight.model import Model
 from phisight.prompt import PromptBuilder
@@ -49,6 +50,7 @@ def load(
     threads: int | Literal["auto"] = "auto",
     context: int | None = None,
     accuracy_level: Literal[0, 4] | None = None,
+    image_attention: ImageAttention | None = None,
     vision_engine: VisionEngine = "auto",
     gpu_layers: int = 0,
     kv_type: Literal["f16", "q8_0"] = "f16",
@@ -58,6 +60,8 @@ def load(
     """Open an exported model directory, a GGUF file with or without its mmproj, or the built-in model.
 
     Sizes and headers are checked, not hashes. `context` may shorten the model's context, in positions.
+    `image_attention` "bidirectional" lets the tokens of an image see each other, which an ONNX model must be exported
+    for; "causal" is the reference's way, which every model can go; None is what the export says.
 
     For ONNX: `device` "auto", "cpu" or "cuda"; `accuracy_level` overrides that of the export.
     For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
@@ -69,17 +73,18 @@ def load(
     directory = model_directory(path)
     gguf = LlamaCppSettings(gpu_layers, kv_type, repack, verbose)
     if directory.is_file():
-        return load_gguf(GgufFiles.of_files(directory, mmproj), threads, context, vision_engine, gguf)
+        return load_gguf(GgufFiles.of_files(directory, mmproj), threads, context, vision_engine, gguf, image_attention)
     if mmproj is not None:
         raise InputError(f"mmproj goes with a GGUF file, but {directory} is a directory: leave it out")
     manifest = Manifest.read(directory)
     if manifest.format == "gguf":
         if accuracy_level is not None:
             raise InputError(f"{directory} is a GGUF model: accuracy_level is for ONNX models")
-        return load_gguf(GgufFiles.of_directory(directory, manifest), threads, context, vision_engine, gguf)
+        files = GgufFiles.of_directory(directory, manifest)
+        return load_gguf(files, threads, context, vision_engine, gguf, image_attention)
     if gguf != LlamaCppSettings() or vision_engine != "auto":
         raise InputError(f"{directory} is an ONNX model: gpu_layers, kv_type, repack and vision_engine are for GGUF")
-    return _load_onnx(directory, manifest, device, threads, context, accuracy_level)
+    return _load_onnx(directory, manifest, device, threads, context, accuracy_level, image_attention)
 
 
 def _load_onnx(
@@ -89,12 +94,14 @@ def _load_onnx(
     threads: int | Literal["auto"],
     context: int | None,
     accuracy_level: Literal[0, 4] | None,
+    image_attention: ImageAttention | None,
 ) -> Model:
     from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
     from phisight.backends.ort_session import SessionSettings, integer_products
     from phisight.devices import choose_device
 
     config = manifest.model
+    attention = checked_attention(image_attention, manifest)
     chosen = choose_device(device, str(manifest.options.get("float", "f32")))
     choice = choose_threads(threads)
     products = integer_products()
@@ -102,10 +109,16 @@ def _load_onnx(
     notes = [f"device {chosen.device}: {chosen.reason}", f"{choice.count} threads: {choice.reason}"]
     if not products.exact and chosen.device == "cpu":
         notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
+    notes += attention_notes(attention, manifest)
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     check_vocabulary(tokenizer, config, directory)
     encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
     decoder = OrtDecoder(directory, settings, config.decoder)
+    if attention == "bidirectional" and not decoder.bidirectional:
+        raise InputError(
+            f"{directory} was exported with causal image attention only: export it with --image-attention "
+            "bidirectional, which can be run either way, or leave the option out"
+        )
     return Model(
         manifest,
         tokenizer,
@@ -113,5 +126,6 @@ def _load_onnx(
         encoder,
         decoder,
         context=checked_context(context, config.decoder.context_length),
+        image_attention=attention,
         notes=tuple(notes),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from phisight.chunks import ImageAttention, check_image_attention, chunk_bytes
 from phisight.config import ModelConfig
-from phisight.errors import ModelDirError, PromptError
+from phisight.errors import InputError, ModelDirError, PromptError
+from phisight.manifest import Manifest
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["check_vocabulary", "checked_context"]
+__all__ = ["attention_notes", "check_vocabulary", "checked_attention", "checked_context"]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -27,3 +29,28 @@ def checked_context(context: int | None, most: int) -> int:
     if not 1 < context <= most:
         raise PromptError(f"context is {context} positions, wanted 2 to the model's {most}")
     return context
+
+
+def checked_attention(asked: ImageAttention | None, manifest: Manifest) -> ImageAttention:
+    """The image attention asked for, or that of the export. Raises InputError for one that has no meaning here."""
+    if asked is None:
+        return manifest.image_attention
+    check_image_attention(asked)
+    if asked == "bidirectional" and manifest.model.images is None:
+        raise InputError(
+            "image_attention is bidirectional, but this model takes no images: it was made of a text-only checkpoint, "
+            "or is a GGUF file opened without its mmproj; leave it out"
+        )
+    return asked
+
+
+def attention_notes(attention: ImageAttention, manifest: Manifest) -> list[str]:
+    """What image attention other than the reference's means for memory."""
+    images = manifest.model.images
+    if attention == "causal" or images is None:
+        return []
+    size = chunk_bytes(manifest.model.decoder, images.max_patches)
+    return [
+        f"image attention bidirectional: an image is prefilled as one chunk, which takes about {size / 2**20:,.0f} MiB "
+        f"for a moment at {images.max_patches} tokens"
+    ]

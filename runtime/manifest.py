@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from phisight.chunks import ImageAttention
 from phisight.config import DecoderConfig, GenerationDefaults, ImageBudget, ModelConfig, VisionConfig
 from phisight.errors import ModelDirError
 
@@ -58,6 +59,11 @@ class Manifest:
     tensors: dict[str, TensorEntry]
     schema: int = SCHEMA
     calibration: dict[str, Any] | None = None
+
+    @property
+    def image_attention(self) -> ImageAttention:
+        """How the model is run unless the user says otherwise; only what differs from the reference is written."""
+        return "bidirectional" if self.options.get("image_attention") == "bidirectional" else "causal"
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:

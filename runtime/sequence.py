@@ -67,6 +67,12 @@ class InputSequence:
         """Ids of the text positions, (text tokens,) int64."""
         return self.keys[self.keys >= 0]
 
+    @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """First position of each image and the one behind its last, in order."""
+        pairs = zip(self.starts, self.stretches, strict=True)
+        return tuple((start, start + len(stretch)) for start, stretch in pairs if stretch.ndim == 2)
+
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """The stretches, cut to the positions from `start` to before `stop`: views, nothing is copied.
 

@@ -258,12 +258,12 @@ def test_a_failure_within_an_answer_comes_on_a_line_of_its_own(
 ) -> None:
     append, runs = ort.OrtDecoder.append, 0
 
-    def failing_append(self: ort.OrtDecoder, *arguments: object) -> object:
+    def failing_append(self: ort.OrtDecoder, *arguments: object, causal: bool = True) -> object:
         nonlocal runs
         runs += 1
         if runs == 4:  # the prompt and three tokens
             raise EngineError("the engine failed")
-        return append(self, *arguments)  # type: ignore[arg-type]
+        return append(self, *arguments, causal=causal)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ort.OrtDecoder, "append", failing_append)
     asked = ["run", "demo", "What does the text say?", "--image", str(PRICE)]

@@ -47,13 +47,15 @@ class PrefixDecoder:
     def length(self) -> int:
         return len(self.rows)
 
-    def reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int, largest_image: int = 0) -> None:
         self.capacities.append(capacity)
 
     def truncate(self, length: int) -> None:
         del self.rows[length:]
 
-    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+    def append(
+        self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
+    ) -> NDArray[np.float32]:
         new = [row.tobytes() for piece in pieces for row in piece]
         if self.length + len(new) > max(self.capacities, default=0):
             raise AssertionError(f"{self.length + len(new)} positions in room for {self.capacities}")

@@ -73,14 +73,17 @@ class WideDecoder:
     def length(self) -> int:
         return self._decoder.length
 
-    def reserve(self, capacity: int) -> None:
-        self._decoder.reserve(capacity)
+    def reserve(self, capacity: int, largest_image: int = 0) -> None:
+        self._decoder.reserve(capacity, largest_image)
 
     def truncate(self, length: int) -> None:
         self._decoder.truncate(length)
 
-    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
-        return np.pad(self._decoder.append(pieces, logits), ((0, 0), (0, self.extra)), constant_values=1000.0)
+    def append(
+        self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
+    ) -> NDArray[np.float32]:
+        rows = self._decoder.append(pieces, logits, causal=causal)
+        return np.pad(rows, ((0, 0), (0, self.extra)), constant_values=1000.0)
 
 
 # images

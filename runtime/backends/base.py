@@ -47,15 +47,22 @@ class Decoder(Protocol):
     def length(self) -> int:
         """Positions now in the KV cache."""
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` positions in all; what is cached stays. Never shrinks."""
+    def reserve(self, capacity: int, largest_image: int = 0) -> None:
+        """Make room for `capacity` positions in all; what is cached stays. Never shrinks.
+
+        `largest_image` is the most positions that will be run as one chunk that is not causal; it is also made sure
+        that there is room to work on them, as far as the engine can tell.
+        """
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
 
-    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+    def append(
+        self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
+    ) -> NDArray[np.float32]:
         """Run the pieces, in order, behind what is cached, as one chunk.
 
+        Each position sees those before it and itself or, unless `causal`, all that is cached and all of the chunk.
         Returns logits, float32: (1, vocab) of the last position, or (n, vocab) of every new one. The array may be a
         view of a buffer that the next call overwrites.
         """

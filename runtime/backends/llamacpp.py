@@ -91,25 +91,32 @@ class LlamaCppDecoder:
             self._context.close()
         self._context = self._model = None  # a vision encoder may still hold the model
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` positions in all; what is cached stays. Never shrinks.
+    def reserve(self, capacity: int, largest_image: int = 0) -> None:
+        """Make room for `capacity` positions in all and for batches of `largest_image`; what is cached stays. Never
+        shrinks.
 
         Raises EngineError for more than the context, and where memory does not suffice: then nothing is cached.
         """
-        self._room(capacity)
+        self._room(capacity, largest_image)
 
-    def _room(self, capacity: int) -> LlamaContext:
+    def _room(self, capacity: int, batch: int = 0, outputs: int = 0) -> LlamaContext:
+        """A context with room for `capacity` positions, `batch` of them and `outputs` rows of logits at once."""
         if capacity > self._limit:
             raise EngineError(f"{capacity} positions were asked for, the context is {self._limit}: use a larger one")
         old, length = self._context, self._length
-        if old is not None and capacity <= old.capacity:
-            return old
+        if old is not None:
+            if capacity <= old.capacity and batch <= old.batch and outputs <= old.outputs:
+                return old
+            capacity = max(capacity, old.capacity)
+            batch, outputs = max(batch, old.batch), max(outputs, old.outputs)
         state = None
         if old is not None:
             state = old.state() if length else None
             old.close()
         self._length, self._context = 0, None
-        new = self._context = LlamaContext(self.model, capacity, threads=self._threads, kv_type=self._kv_type)
+        new = self._context = LlamaContext(
+            self.model, capacity, threads=self._threads, kv_type=self._kv_type, batch=batch, outputs=outputs
+        )
         if state is not None:
             self._set_state(new, state, length)
         return new
@@ -126,19 +133,30 @@ class LlamaCppDecoder:
         twin._context, twin._length = None, 0
         return twin
 
-    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+    def append(
+        self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
+    ) -> NDArray[np.float32]:
         """See `phisight.backends.base.Decoder.append`. The array is the caller's own. Raises EngineError.
 
-        llama.cpp takes either ids or embeddings in a batch: each piece is one, or several where it is long.
+        llama.cpp takes either ids or embeddings in a batch: each piece is one, or several where it is long. A chunk
+        that is not causal must be one batch, so it must be one piece.
         """
         count = sum(len(piece) for piece in pieces)
         if not count:
             raise EngineError("there is nothing to run: append at least one position")
-        context = self._room(self._length + count)
+        if causal:
+            context = self._room(self._length + count)
+            batches = _batches(pieces, logits, context.batch)
+        elif len(pieces) == 1:
+            wanted = count if logits == "all" else 1
+            context = self._room(self._length + count, count, wanted)
+            batches = [(pieces[0], wanted)]
+        else:
+            raise EngineError(f"a chunk of {len(pieces)} pieces cannot be one batch of llama.cpp: run them one by one")
         rows = []
         try:
-            for batch, outputs in _batches(pieces, logits, context.batch):
-                rows.append(context.decode(batch, outputs))
+            for batch, outputs in batches:
+                rows.append(context.decode(batch, outputs, causal=causal))
         except BaseException:
             context.truncate(self._length)
             raise

@@ -26,11 +26,12 @@ __all__ = ["OUTPUTS", "KvType", "LlamaContext", "LlamaModel", "import_llama_cpp"
 KvType = Literal["f16", "q8_0"]
 
 BATCH = 512
-"""Most positions of one batch, where the cache has room for as many."""
+"""Most positions of one batch, where the cache has room for as many and no image asks for more."""
 CAPACITY_STEP = 256
 """llama.cpp rounds the room of a KV cache up to a multiple of this."""
 OUTPUTS = 64
-"""Most positions of one batch that get logits: memory for as many rows of the vocabulary is set aside."""
+"""Most positions of one batch that get logits, unless more are asked for: memory for as many rows of the vocabulary
+is set aside."""
 
 GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
 FLASH_ATTENTION: dict[KvType, int] = {"f16": 0, "q8_0": 1}
@@ -125,37 +126,41 @@ class LlamaModel:
 class LlamaContext:
     """One sequence with its KV cache of at least `capacity` positions, whose memory is taken at once.
 
-    A batch holds at most `batch` positions: llama.cpp ends the process over a larger one.
+    A batch holds at most `batch` positions, `outputs` of which get logits: llama.cpp ends the process over more.
     """
 
-    def __init__(self, model: LlamaModel, capacity: int, *, threads: int, kv_type: KvType) -> None:
-        """Raises EngineError, as where memory does not suffice."""
+    def __init__(
+        self, model: LlamaModel, capacity: int, *, threads: int, kv_type: KvType, batch: int = 0, outputs: int = 0
+    ) -> None:
+        """`batch` and `outputs` are the least that are wanted. Raises EngineError, as where memory does not suffice."""
         self._llama = import_llama_cpp()
         self._model = model  # lives as long as its contexts
         params = self._llama.llama_context_default_params()
         params.n_ctx = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
-        params.n_batch = params.n_ubatch = BATCH
+        params.n_batch = params.n_ubatch = max(BATCH, batch)  # a batch that is not causal must not be cut
         params.n_seq_max = 1
-        params.n_outputs_max = OUTPUTS
+        self.outputs = params.n_outputs_max = max(OUTPUTS, outputs)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = GGML_TYPES[kv_type]
         params.flash_attn_type = FLASH_ATTENTION[kv_type]
         self._handle: int = self._llama.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise EngineError(
-                f"llama.cpp cannot make room for {capacity} positions with a KV cache of {kv_type}{last_error()}: "
-                "use a smaller context"
+                f"llama.cpp cannot make room for {capacity} positions, {max(BATCH, batch)} of them in one batch, with "
+                f"a KV cache of {kv_type}{last_error()}: use a smaller context, or fewer patches per image"
             )
         self.close = weakref.finalize(self, self._llama.llama_free, self._handle)
         self.capacity: int = self._llama.llama_n_ctx(self._handle)
         self.batch: int = self._llama.llama_n_batch(self._handle)
         self._memory = self._llama.llama_get_memory(self._handle)
 
-    def decode(self, piece: NDArray[np.int32] | NDArray[np.float32], outputs: int) -> NDArray[np.float32]:
+    def decode(
+        self, piece: NDArray[np.int32] | NDArray[np.float32], outputs: int, *, causal: bool = True
+    ) -> NDArray[np.float32]:
         """Run up to `batch` token ids (n,) int32 or embeddings (n, hidden) float32 behind what is cached.
 
-        Returns logits (outputs, vocab) float32 of the last `outputs` positions, at most OUTPUTS of them.
-        Raises EngineError; the cache may then hold a part of the batch.
+        Unless `causal` they all see each other. Returns logits (outputs, vocab) float32 of the last `outputs`
+        positions. Raises EngineError; the cache may then hold a part of the batch.
         """
         count = len(piece)
         shape, dtype = ((count,), np.int32) if piece.ndim == 1 else ((count, self._model.hidden_size), np.float32)
@@ -175,6 +180,7 @@ class LlamaContext:
             batch.embd = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         _log.errors.clear()
+        self._llama.llama_set_causal_attn(self._handle, causal)
         status = self._llama.llama_decode(self._handle, batch)  # positions and sequence follow from the cache
         if status:
             raise EngineError(f"llama.cpp failed in the decoder with status {status}{last_error()}")

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from phisight.backends.base import LogitsWanted, Piece
 from phisight.backends.embeddings import Embeddings
 from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session, shrinking_run
+from phisight.chunks import chunk_bytes
 from phisight.config import DecoderConfig
 from phisight.errors import EngineError
 from phisight.naflex import Patches
 
 __all__ = ["OrtDecoder", "OrtVisionEncoder"]
+
+BIDIRECTIONAL = "bidirectional"
+"""The input of a decoder graph exported for it that lets all positions of a chunk see each other."""
 
 
 class OrtVisionEncoder:
@@ -59,11 +63,12 @@ class OrtDecoder:
         self._embeddings = Embeddings(directory, config.hidden_size)
         names = {value.name: value.type for value in self._session.get_inputs()}
         self._kv_dtype = np.float16 if names["past.0.key"] == "tensor(float16)" else np.float32
+        self._bidirectional = BIDIRECTIONAL in names
         self._chunk_options = shrinking_run(settings.device)
         self._length = 0
         self._capacity = 0
         self._cache: list[tuple[Any, Any]] = []
-        self._step = _Call(self._ort, config, 1, 1)
+        self._step = self._call(1, 1, causal=True)
         self._step_binding: Any = None
 
     @property
@@ -83,8 +88,17 @@ class OrtDecoder:
         """Bytes that one position takes in the KV cache."""
         return self._config.kv_bytes_per_token(np.dtype(self._kv_dtype).itemsize)
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` positions in all; what is cached stays. Never shrinks."""
+    @property
+    def bidirectional(self) -> bool:
+        """Whether the graph can run a chunk that is not causal: an option of the export."""
+        return self._bidirectional
+
+    def reserve(self, capacity: int, largest_image: int = 0) -> None:
+        """Make room for `capacity` positions in all; what is cached stays. Never shrinks.
+
+        Raises EngineError when the system has no room to work on an image of `largest_image` positions as one chunk.
+        """
+        _check_room(chunk_bytes(self._config, largest_image), largest_image)
         if capacity <= self._capacity:
             return
         shape = (1, self._config.num_kv_heads, capacity, self._config.head_dim)
@@ -112,11 +126,15 @@ class OrtDecoder:
         twin = copy(self)
         twin._length = twin._capacity = 0
         twin._cache = []
-        twin._step, twin._step_binding = _Call(self._ort, self._config, 1, 1), None
+        twin._step, twin._step_binding = self._call(1, 1, causal=True), None
         return twin
 
-    def append(self, pieces: Sequence[Piece], logits: LogitsWanted = "last") -> NDArray[np.float32]:
+    def append(
+        self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
+    ) -> NDArray[np.float32]:
         """See `phisight.backends.base.Decoder.append`. Raises EngineError."""
+        if not (causal or self._bidirectional):
+            raise EngineError("this decoder.onnx is causal only: export it with --image-attention bidirectional")
         count = sum(len(piece) for piece in pieces)
         self.reserve(self._length + count)
         if count == 1:
@@ -125,7 +143,7 @@ class OrtDecoder:
                 self._step_binding = self._bind(call)
             binding = self._step_binding
         else:
-            call = _Call(self._ort, self._config, count, count if logits == "all" else 1)
+            call = self._call(count, count if logits == "all" else 1, causal=causal)
             binding = self._bind(call)
         self._embed(pieces, call.embeds[0])
         total = self._length + count
@@ -138,6 +156,9 @@ class OrtDecoder:
         self._length = total
         rows: NDArray[np.float32] = call.logits[0]
         return rows
+
+    def _call(self, n: int, wanted: int, *, causal: bool) -> _Call:
+        return _Call(self._ort, self._config, n, wanted, None if not self._bidirectional else not causal)
 
     def _embed(self, pieces: Sequence[Piece], out: NDArray[np.float32]) -> None:
         at = 0
@@ -167,9 +188,12 @@ class OrtDecoder:
 
 
 class _Call:
-    """The buffers of one run: n new positions, the last `wanted` of which get logits."""
+    """The buffers of one run: n new positions, the last `wanted` of which get logits.
 
-    def __init__(self, ort: Any, config: DecoderConfig, n: int, wanted: int) -> None:
+    `bidirectional` is None for a graph that has no such input.
+    """
+
+    def __init__(self, ort: Any, config: DecoderConfig, n: int, wanted: int, bidirectional: bool | None) -> None:
         self.embeds: NDArray[np.float32] = np.zeros((1, n, config.hidden_size), np.float32)
         self.seqlens_k: NDArray[np.int32] = np.zeros(1, np.int32)
         self.total: NDArray[np.int32] = np.zeros((), np.int32)
@@ -183,3 +207,17 @@ class _Call:
             "num_logits": share(np.array([wanted], np.int64)),
             "logits": share(self.logits),
         }
+        if bidirectional is not None:
+            self.values[BIDIRECTIONAL] = share(np.array(bidirectional))
+
+
+def _check_room(size: int, positions: int) -> None:
+    """Ask the system for `size` bytes without using them. Raises EngineError where it refuses."""
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        raise EngineError(
+            f"an image of {positions} tokens is run as one chunk where image attention is bidirectional, which takes "
+            f"about {size / 2**30:.1f} GiB of memory for a moment, and the system has no such room: use fewer patches "
+            "per image, or causal image attention"
+        ) from None

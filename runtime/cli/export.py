@@ -99,6 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="GGUF: an importance matrix, of phisight imatrix or llama.cpp",
     )
+    parser.add_argument(
+        "--image-attention",
+        choices=["causal", "bidirectional"],
+        help="bidirectional: the tokens of an image see each other; the model can then be run either way "
+        "(default: causal, as the reference)",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is an exported model")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -162,7 +168,7 @@ def _onnx_options(args: argparse.Namespace) -> ExportOptions:
     """What was said; what was not is the exporter's default. Raises InputError."""
     from phisight.export.plan import ExportOptions
 
-    names = ("decoder", "vision", "method", *ONNX_ONLY)
+    names = ("decoder", "vision", "method", "image_attention", *ONNX_ONLY)
     return ExportOptions(**{name: value for name in names if (value := getattr(args, name)) is not None})
 
 
@@ -192,6 +198,8 @@ def _quantize(
     calibration = calibrate(args, checkpoint, data, console, quantizer, hessians=hessians, purpose=purpose)
     for note in quantizer.notes:
         console.note(f"phisight: note: {note}")
+    if plan.options.image_attention != "causal":
+        console.note("phisight: note: calibration read the pictures with causal image attention")
     return quantized, calibration.as_json()
 
 
@@ -210,6 +218,8 @@ def _gguf_options(args: argparse.Namespace) -> GgufOptions:
         changes["overrides"] = _read_plan(args.plan)
     if args.method is not None:
         changes["method"] = args.method
+    if args.image_attention is not None:
+        changes["image_attention"] = args.image_attention
     if args.imatrix is not None:
         from phisight.quant.imatrix import ImportanceMatrix
 

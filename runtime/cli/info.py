@@ -55,6 +55,7 @@ def _model(name: str, directory: Path, console: Console) -> int:
             "head_and_embeddings": bits_per_weight(manifest.tensors, "head", "embeddings"),
             "vision": bits_per_weight(manifest.tensors, "vision", "projector"),
         }
+        data["image_attention"] = manifest.image_attention if manifest.model.images else None
         if name == "demo":
             data["checkpoint"] = str(checkpoint_directory(name))
         console.document(data)
@@ -63,6 +64,8 @@ def _model(name: str, directory: Path, console: Console) -> int:
     console.line("options: " + ", ".join(f"{key} {value}" for key, value in manifest.options.items()))
     for line in describe_config(manifest.model):
         console.line(line)
+    if manifest.model.images:
+        console.line(f"image attention: {manifest.image_attention}")
     for line in describe_tensors(manifest.tensors):
         console.line(line)
     if name == "demo":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from phisight.chunks import ImageAttention
 from phisight.cli.asking import load_model
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
@@ -27,12 +28,12 @@ def opened_model(args: argparse.Namespace, console: Console) -> Iterator[Model]:
 
     Raises as `load_model`, and InputError for a checkpoint that is too large for that.
     """
-    with usable_model(args.model, console) as path:
+    with usable_model(args.model, console, args.image_attention) as path:
         yield load_model(args, path)
 
 
 @contextmanager
-def usable_model(name: str, console: Console) -> Iterator[Path]:
+def usable_model(name: str, console: Console, image_attention: ImageAttention | None = None) -> Iterator[Path]:
     """The model that `name` means; a checkpoint as ONNX in float32, in a directory that goes away again.
 
     Raises InputError for a checkpoint that is too large for that.
@@ -44,18 +45,18 @@ def usable_model(name: str, console: Console) -> Iterator[Path]:
     # On Windows files that the engine still holds open cannot be removed.
     with tempfile.TemporaryDirectory(prefix="phisight-", ignore_cleanup_errors=True) as folder:
         exported = Path(folder) / "model"
-        _export(directory, exported, console)
+        _export(directory, exported, console, image_attention or "causal")
         console.note(f"phisight: note: {name} is a checkpoint: it is asked as ONNX in float32")
         yield exported
 
 
-def _export(directory: Path, out: Path, console: Console) -> None:
+def _export(directory: Path, out: Path, console: Console, image_attention: ImageAttention) -> None:
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
         from phisight.export.convert import export_onnx, plan_export
         from phisight.export.plan import ExportOptions
     checkpoint = Checkpoint.open(directory)
-    plan = plan_export(checkpoint, ExportOptions(decoder="f32"))
+    plan = plan_export(checkpoint, ExportOptions(decoder="f32", image_attention=image_attention))
     if plan.total_bytes() > MOST_BYTES:
         raise InputError(
             f"{directory} is a checkpoint of {plan.total_weights():,} weights, too large to be exported in passing: "
