@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.config import ModelConfig
+from phisight.config import ModelConfig, read_json
 from phisight.errors import CheckpointError, EngineError
-from phisight.export.names import TensorSpec, expected_tensors
+from phisight.export.names import EMBEDDINGS, HEAD, TensorSpec, expected_tensors
 
 __all__ = ["Checkpoint", "SourceTensor", "import_safetensors"]
 
@@ -71,7 +71,7 @@ class Checkpoint:
     """A validated checkpoint directory.
 
     `config` is what config.json says, `tensors` maps every name to its source, unused ones included, in the
-    order of the files and of the names in each.
+    order of the files and of the names in each. A head that is tied to the embeddings comes last, with their weights.
     """
 
     def __init__(self, directory: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
@@ -94,6 +94,7 @@ class Checkpoint:
         problems: list[str] = []
         found = _tensors_on_disk(path, problems)
         expected = expected_tensors(config)
+        tied = expected.pop(HEAD) if read_json(path / "config.json").get("tie_word_embeddings") else None
         tensors = {}
         for name, (handle, shape, dtype) in found.items():
             if (spec := expected.get(name)) is None:
@@ -111,6 +112,8 @@ class Checkpoint:
             problems.append(f"{len(unknown)} tensors are not known to this architecture: {', '.join(unknown)}")
         if problems:
             raise CheckpointError(f"checkpoint {path}: " + "; ".join(problems))
+        if tied is not None:
+            tensors[HEAD] = replace(tensors[EMBEDDINGS], spec=tied)
         return cls(path, config, tensors)
 
     @property

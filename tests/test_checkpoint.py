@@ -137,6 +137,17 @@ def test_unused_tensors_are_named(tiny_checkpoint: Path) -> None:
     assert len(unused) == sum(counts)
 
 
+def test_a_tied_head_has_the_embeddings_weights(checkpoint_copy: Path) -> None:
+    config = json.loads((checkpoint_copy / "config.json").read_text())
+    (checkpoint_copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert "1 tensors are not known to this architecture: lm_head.weight" in _error(checkpoint_copy)
+    _edit(checkpoint_copy / "model.safetensors", lambda tensors: tensors.pop("lm_head.weight"))
+    tensors = Checkpoint.open(checkpoint_copy).tensors
+    head, table = tensors["lm_head.weight"], tensors[TABLE]
+    assert (head.spec.part, table.spec.part) == ("head", "embeddings")
+    np.testing.assert_array_equal(head.load(), table.load())
+
+
 def test_missing_tensors_are_all_listed(checkpoint_copy: Path) -> None:
     _edit(checkpoint_copy / "model.safetensors", lambda tensors: (tensors.pop(NORM), tensors.pop(QKV)))
     error = _error(checkpoint_copy)

@@ -88,7 +88,7 @@ REJECTED: list[tuple[str, Any, str]] = [
     ("rope_scaling", "linear", "rope_scaling is 'linear'"),
     ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 5e5}, 'rope_type is "dynamic"'),
     ("sliding_window", 2047, "sliding_window is 2047, .*32768"),
-    ("tie_word_embeddings", True, "tie_word_embeddings is true"),
+    ("tie_word_embeddings", "yes", 'tie_word_embeddings is "yes", supported is false or true'),
     ("hidden_act", "gelu", 'hidden_act is "gelu", supported is "silu"'),
     ("attention_bias", True, "attention_bias is true"),
     ("partial_rotary_factor", 0.75, "partial_rotary_factor is 0.75"),
