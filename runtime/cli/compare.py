@@ -11,6 +11,7 @@ from typing import Literal
 
 from phisight.cli.baselines import BASELINES_HELP, checkpoint_of, make_baselines, parse_baseline
 from phisight.cli.console import Console, ProgressBar
+from phisight.cli.mixing import find_mixer
 from phisight.cli.temporary_export import usable_model
 from phisight.compare.page import page_of
 from phisight.compare.passages import (
@@ -35,7 +36,7 @@ from phisight.compare.subjects import (
 )
 from phisight.compare.table import table_lines
 from phisight.compare.workspace import Workspace
-from phisight.errors import ImageError, InputError, PhisightError
+from phisight.errors import EngineError, ImageError, InputError, PhisightError
 from phisight.evaluate.folder import FILE_NAME
 from phisight.loading import is_checkpoint, model_directory
 from phisight.text_file import read_text_file
@@ -65,6 +66,7 @@ activations too. A float32 export is the best reference.
 
 KLD is the KL divergence of the variant from the reference in nats; "right prob." the root mean square of the change of
 the right token's probability. --stages takes one stage at a time from the variant and all others from the reference.
+--fine-stages also cuts the graphs of ONNX models, which llama.cpp's do not allow.
 
 {BASELINES_HELP}
 
@@ -89,7 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", metavar="DIR", help="what baselines are made of (default: REFERENCE)")
     parser.add_argument("--stages", action="store_true", help="measure what each stage alone brings")
-    parser.add_argument("--speed", action="store_true", help="report times of loading and of each stage")
+    parser.add_argument(
+        "--fine-stages", action="store_true", help="tower, projector, layers and head of ONNX models too: takes longer"
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="time loading and each stage, and peak memory, in a process for each model"
+    )
     parser.add_argument("--mode", choices=["auto", "think", "nothink"], default="auto", help="force a thought, or none")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
@@ -117,14 +124,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
             with console.progress(name, total, " passages", scale=False) as bar:
                 yield bar
 
+        mixer = find_mixer() if args.fine_stages else None
+        if args.fine_stages and mixer is None:
+            raise EngineError('--fine-stages joins ONNX graphs: pip install "phisight[export]"')
         try:
             args.out.mkdir(exist_ok=True)
             work = Workspace(args.out / WORK)
-            comparison = compare(reference, variants, passages, asking, work, progress, stages=args.stages)
+            comparison = compare(
+                reference, variants, passages, asking, work, progress, stages=args.stages, mixer=mixer, speed=args.speed
+            )
         except KeyboardInterrupt:
             console.note(f"phisight: what was measured is kept in {args.out / WORK}: run it again to go on")
             raise
-        report = report_of(comparison, data, asking, absent, speed=args.speed)
+        report = report_of(comparison, data, asking, absent)
     _write(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     _write(args.out / "report.html", page_of(report, comparison))
     for line in table_lines(report):

@@ -14,12 +14,15 @@ from PIL import Image
 from phisight.compare.passages import Question
 from phisight.compare.plots import Axis, Point, scatter
 from phisight.compare.run import Comparison
+from phisight.compare.speed import RATES
 
 __all__ = ["page_of"]
 
 TEMPLATE = "report.html.jinja"
 THUMBNAIL = 320
 """Longest side of a picture on the page in pixels."""
+
+DECODING = "decode_tokens_per_second"
 
 SIZE = Axis("size in MB", "less")
 KLD = Axis("mean KL divergence in nats", "less", log=True, show="{:.0e}".format)
@@ -38,6 +41,7 @@ def page_of(report: dict[str, Any], comparison: Comparison) -> str:
         plots=_plots(report),
         stages=[each for each in report["variants"] if each["stages"]],
         most=max(most, *(each["kld"]["mean"] for each in report["variants"]), 1e-300),
+        rates=[name for name in RATES if report["reference"]["speed"].get(name)],
         examples=_examples(report, comparison),
     )
 
@@ -46,7 +50,7 @@ def _plots(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Title and SVG of each plot for which there is something to show."""
     size = {id(each): each["bytes"] / 1e6 for each in report["variants"]}
     kld = {id(each): each["kld"]["mean"] for each in report["variants"]}
-    speed = {id(each): each["speed"].get("decode_tokens_per_second") for each in report["variants"]}
+    speed = {id(each): (each["speed"].get(DECODING) or {}).get("median") for each in report["variants"]}
     score = {id(each): None if each["score"] is None else 100 * each["score"] for each in report["variants"]}
     plots = []
     for title, (x, across), (y, up) in (

@@ -24,9 +24,11 @@ variants    the same, and for each
   score             share of right answers over all questions; null for a text
   stages            {stage: mean KL divergence that this stage alone brings, or null}: pixels, vision (tower and
                     projector), embeddings, decoder (layers, head and KV cache; of a GGUF model with the embeddings);
-                    empty without --stages
-  speed             load_seconds, encode_tokens_per_second, prefill_tokens_per_second, decode_tokens_per_second,
-                    score_tokens_per_second; null where not measured, empty without --speed
+                    with --fine-stages also tower, projector, layer N or layers N-M, head, KV cache: null where the
+                    engine's graph cannot be cut; empty without both
+  speed             load_seconds, peak_bytes (or null), and prepare_, encode_, prefill_, decode_ and
+                    score_tokens_per_second: {"median", "p25", "p75", "n"} over questions or windows, or null where
+                    not measured; empty without --speed
   worst             the questions with the highest mean KL divergence: passage (its number from 0), kld, same, right
 
 absent      rows that were asked for and could not be made: name, reason, install (a command, or null)
@@ -36,7 +38,7 @@ Right tokens are those of the reference's own greedy answer and its end, or thos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -45,6 +47,7 @@ from phisight.answer import Answer, Stats
 from phisight.compare.metrics import Divergence, Positions
 from phisight.compare.passages import Asking, Passage, Question
 from phisight.compare.run import Comparison, Measured
+from phisight.compare.stages import KV_CACHE
 from phisight.compare.subjects import Absent, Subject
 from phisight.evaluate import Result
 from phisight.evaluate.report import Score
@@ -55,11 +58,14 @@ SCHEMA = 1
 WORST = 6
 """Questions that are shown of each variant."""
 STAGE_NOTE = (
-    "stages: decoder layers, head and KV cache lie in one graph and are exchanged together, tower and projector too; "
-    "embeddings of a GGUF model can only be exchanged together with its decoder"
+    "stages: llama.cpp's graphs cannot be cut, so that the embeddings of a GGUF model are exchanged together with its "
+    "decoder, and nothing finer can be told"
 )
 PIXELS_NOTE = "stages: pixels are exchanged together with the vision tower where a model prepares pictures otherwise"
-PEAK_NOTE = "speed: peak memory is not measured, since all models are opened in one process"
+SPEED_NOTE = (
+    "speed: each model in a process of its own, after one question to warm up; peak memory is the whole process's and "
+    "counts files that it has mapped as far as they were read"
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,10 @@ class Data:
     source: str
 
 
-def report_of(
-    comparison: Comparison, data: Data, asking: Asking, absent: Sequence[Absent] = (), *, speed: bool
-) -> dict[str, Any]:
+def report_of(comparison: Comparison, data: Data, asking: Asking, absent: Sequence[Absent] = ()) -> dict[str, Any]:
     """The document of a comparison."""
     reference, passages = comparison.reference, comparison.passages
-    variants = [_variant(measured, comparison, speed) for measured in comparison.variants]
+    variants = [_variant(measured, comparison) for measured in comparison.variants]
     staged = any(measured.stages for measured in comparison.variants)
     notes = [STAGE_NOTE, PIXELS_NOTE] if staged else []
     first = comparison.variants[0].positions if comparison.variants else ()
@@ -97,15 +101,15 @@ def report_of(
             "ppl": Divergence.of(Positions.joined(first)).ppl_reference if first else None,
             "tasks": _tasks(passages, comparison.answers),
             "score": _score(comparison.answers, passages),
-            "speed": _speed(comparison.answers, comparison.load_seconds) if speed else {},
+            "speed": comparison.speed,
         },
         "variants": variants,
         "absent": [asdict(row) for row in absent],
-        "notes": [*notes, PEAK_NOTE] if speed else notes,
+        "notes": [*notes, SPEED_NOTE] if comparison.speed else notes,
     }
 
 
-def _variant(measured: Measured, comparison: Comparison, speed: bool) -> dict[str, Any]:
+def _variant(measured: Measured, comparison: Comparison) -> dict[str, Any]:
     passages, answers = comparison.passages, comparison.answers
     asked = any(isinstance(passage, Question) for passage in passages)
     same = [_same(ours, theirs) for ours, theirs in zip(answers, measured.answers, strict=True)]
@@ -116,7 +120,7 @@ def _variant(measured: Measured, comparison: Comparison, speed: bool) -> dict[st
         "tasks": _tasks(passages, measured.answers),
         "score": _score(measured.answers, passages),
         "stages": _stages(measured, answers),
-        "speed": _speed(measured.answers, measured.load_seconds) if speed else {},
+        "speed": measured.speed,
         "worst": _worst(measured, same) if asked else [],
     }
 
@@ -179,7 +183,14 @@ def _stages(measured: Measured, answers: Sequence[dict[str, Any]]) -> dict[str, 
         stage: None if positions is None else float(Positions.joined(positions).kld.mean())
         for stage, positions in measured.stages.items()
     }
-    return {"pixels": 0.0 if equal else None, **means}
+    found = {"pixels": 0.0 if equal else None, **means}
+    return {stage: found[stage] for stage in sorted(found, key=_place)}
+
+
+def _place(stage: str) -> int:
+    """Of a stage in the flow; layers keep their order."""
+    known = ("pixels", "tower", "projector", "vision", "embeddings", "layer", "head", KV_CACHE, "decoder")
+    return next(place for place, name in enumerate(known) if stage.startswith(name))
 
 
 def _worst(measured: Measured, same: Sequence[bool]) -> list[dict[str, Any]]:
@@ -196,22 +207,3 @@ def _worst(measured: Measured, same: Sequence[bool]) -> list[dict[str, Any]]:
         }
         for number in order[:WORST]
     ]
-
-
-def _speed(records: Iterable[dict[str, Any]], load_seconds: float | None) -> dict[str, float | None]:
-    records = list(records)
-    stats = [record["stats"] for record in records if "stats" in record]
-    encoded = [each for each in stats if each["images"] and not each["cached_images"]]
-    return {
-        "load_seconds": load_seconds,
-        "encode_tokens_per_second": _rate(encoded, "image_tokens", "encode_seconds"),
-        "prefill_tokens_per_second": _rate(stats, "prefill_positions", "prefill_seconds"),
-        "decode_tokens_per_second": _rate(stats, "decode_steps", "decode_seconds"),
-        "score_tokens_per_second": _rate(records, "score_positions", "score_seconds"),
-    }
-
-
-def _rate(records: Sequence[dict[str, Any]], count: str, seconds: str) -> float | None:
-    """Both summed up over all records; None where nothing was done."""
-    done, took = sum(record[count] for record in records), sum(record[seconds] for record in records)
-    return done / took if done and took else None

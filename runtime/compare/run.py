@@ -12,7 +12,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 
 from phisight.compare.metrics import Positions, positions_of
 from phisight.compare.passages import Asking, Passage, Question, Window, ask, to_score
+from phisight.compare.speed import chosen, measure_speed
+from phisight.compare.stages import KV_CACHE, FineStage, Mixer, can_be_mixed, fine_stages
 from phisight.compare.subjects import Subject
 from phisight.compare.swaps import features_of, with_embeddings, with_features
 from phisight.compare.workspace import Record, Workspace, fingerprint
-from phisight.errors import PhisightError
+from phisight.errors import InputError, PhisightError
 from phisight.model import Model
 from phisight.naflex import Patches
 
@@ -41,14 +44,14 @@ Progress = Callable[[str, int], AbstractContextManager[Bar]]
 @dataclass(frozen=True, eq=False)
 class Measured:
     """A variant. `answers` has a record for each passage; stages: positions with one stage alone taken from it, None
-    where that stage cannot be taken out; empty if stages were not asked for.
+    where that stage cannot be taken out; empty if stages were not asked for. speed: as `measure_speed`, or empty.
     """
 
     subject: Subject
     positions: tuple[Positions, ...]
     answers: tuple[dict[str, Any], ...]
     stages: dict[str, tuple[Positions, ...] | None]
-    load_seconds: float | None
+    speed: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ class Comparison:
     reference: Subject
     passages: tuple[Passage, ...]
     answers: tuple[dict[str, Any], ...]
-    load_seconds: float | None
+    speed: dict[str, Any]
     variants: tuple[Measured, ...]
 
 
@@ -71,23 +74,30 @@ def compare(
     progress: Progress,
     *,
     stages: bool = False,
+    mixer: Mixer | None = None,
+    speed: bool = False,
 ) -> Comparison:
     """Measure what is not in `work` yet, and put everything together.
 
+    With a `mixer` the finer stages of ONNX variants are measured too. `speed` times each model in its own process.
     Raises PhisightError, which names the model; what was measured until then, or until an interrupt, is kept.
     """
-    run = _Run(reference, passages, asking, work, progress, stages)
+    run = _Run(reference, passages, asking, work, progress, stages or mixer is not None, mixer)
     run.refer()
     for variant in variants:
         run.measure(variant)
-    if stages:
+    if run.stages:
         run.exchange(variants)
+    for variant in variants if mixer is not None else ():
+        run.separate(variant)
+    for subject in (reference, *variants) if speed else ():
+        run.time(subject)
     return Comparison(
         reference,
         tuple(passages),
         tuple(run.record("reference", reference, passage).values for passage in passages),
-        run.load_seconds(reference),
-        tuple(run.measured(variant) for variant in variants),
+        run.speed(reference) if speed else {},
+        tuple(run.measured(variant, speed=speed) for variant in variants),
     )
 
 
@@ -100,13 +110,16 @@ class _Run:
         work: Workspace,
         progress: Progress,
         stages: bool,
+        mixer: Mixer | None,
     ) -> None:
         self._reference = reference
         self._passages = passages
         self._asking = asking
         self._work = work
         self._progress = progress
-        self._stages = stages
+        self.stages = stages
+        self._mixer = mixer
+        self._inseparable: set[tuple[str, str]] = set()
 
     def refer(self) -> None:
         """Let the reference answer."""
@@ -116,20 +129,20 @@ class _Run:
         with self._opened(subject, f"reference {subject.name}", todo) as opened:
             for passage, model in opened:
                 values, logits, patches = _refer(model, passage, self._asking)
-                self._keep("features", subject, passage, {}, features_of(model, patches) if self._stages else None)
+                self._keep("features", subject, passage, {}, features_of(model, patches) if self.stages else None)
                 self._keep("reference", subject, passage, values, {"logits": logits})
 
     def measure(self, variant: Subject) -> None:
         """Let a variant answer, and score the reference's answers with it."""
-        kinds = ["variant", "decoder"] if self._stages else ["variant"]
+        kinds = ["variant", "decoder"] if self.stages else ["variant"]
         todo = [each for each in self._passages if not all(self._has(kind, variant, each) for kind in kinds)]
         todo += [each for each in self._pictured() if each not in todo and not self._has("features", variant, each)]
-        table = self._reference.embeddings() if self._stages and variant.embeddings() is not None else None
+        table = self._reference.embeddings() if self.stages and variant.embeddings() is not None else None
         with self._opened(variant, variant.name, todo) as opened:
             for passage, model in opened:
                 right = self.record("reference", self._reference, passage)
                 values, positions, patches = _measure(model, passage, right, self._asking)
-                if self._stages:
+                if self.stages:
                     self._keep("features", variant, passage, {}, features_of(model, patches))
                     ids, images = with_features(right.values["ids"], self._features(self._reference, passage))
                     if table is not None:
@@ -160,47 +173,119 @@ class _Run:
                 logits = model.score(ids, images, last=len(right.values["targets"]))
                 self._keep(kind, variant, passage, _against(right, logits).as_json())
 
-    def measured(self, variant: Subject) -> Measured:
+    def separate(self, variant: Subject) -> None:
+        """Put each finer stage of an ONNX variant among the reference's others, in graphs joined for that."""
+        assert self._mixer is not None
+        if not can_be_mixed(self._reference, variant):
+            return
+        for stage in fine_stages(self._reference.config):
+            todo = [each for each in self._seen_by(stage) if not self._has(stage.name, variant, each)]
+            if not todo:
+                continue
+            with TemporaryDirectory(dir=self._work.folder, prefix="mixed-", ignore_cleanup_errors=True) as folder:
+                mixed = Path(folder) / "model"
+                try:
+                    self._mixer(self._reference, variant, stage, mixed)
+                except InputError:
+                    self._inseparable.add((variant.identity, stage.name))
+                    continue
+                model = self._reference.open_at(mixed)
+                with self._progress(f"{variant.name}: {stage.name}", len(todo)) as bar:
+                    for passage in todo:
+                        self._keep(stage.name, variant, passage, self._mixed(model, stage, passage).as_json())
+                        bar.add(1)
+                del model
+                gc.collect()
+
+    def _seen_by(self, stage: FineStage) -> Sequence[Passage]:
+        """Passages whose probabilities can depend on a stage."""
+        return self._pictured() if stage.file == "vision.onnx" else self._passages
+
+    def _mixed(self, model: Model, stage: FineStage, passage: Passage) -> Positions:
+        """Of a model with one stage exchanged."""
+        right = self.record("reference", self._reference, passage)
+        ids, last = right.values["ids"], len(right.values["targets"])
+        if stage.file == "vision.onnx" and isinstance(passage, Question):
+            patches = [model.preprocess(picture, self._asking.max_patches) for picture in passage.pictures()]
+            return _against(right, model.score(ids, patches, last=last))
+        return _against(right, model.score(*with_features(ids, self._features(self._reference, passage)), last=last))
+
+    def time(self, subject: Subject) -> None:
+        """Measure speed and memory."""
+        if self._work.read("speed", self._speed_key(subject)) is not None:
+            return
+        passages = chosen(self._passages)
+        try:
+            with self._progress(f"speed of {subject.name}", len(passages)) as bar:
+                found = measure_speed(subject, passages, self._asking, bar.add)
+        except PhisightError as error:
+            raise type(error)(f"{subject.name}: {error}") from error
+        self._work.write("speed", self._speed_key(subject), found, {})
+
+    def speed(self, subject: Subject) -> dict[str, Any]:
+        """What was measured. Raises PhisightError if it went away meanwhile."""
+        return self._read("speed", self._speed_key(subject)).values
+
+    def _speed_key(self, subject: Subject) -> str:
+        asked = [passage.fingerprint for passage in chosen(self._passages)]
+        return fingerprint(subject.identity, subject.opening.threads, asdict(self._asking), asked)
+
+    def measured(self, variant: Subject, *, speed: bool) -> Measured:
         """All about a variant, from its records."""
         records = [self.record("variant", variant, passage).values for passage in self._passages]
         return Measured(
             variant,
             tuple(Positions.from_json(record["positions"]) for record in records),
             tuple(records),
-            self._stage_positions(variant) if self._stages else {},
-            self.load_seconds(variant),
+            self._stage_positions(variant) if self.stages else {},
+            self.speed(variant) if speed else {},
         )
 
     def record(self, kind: str, subject: Subject, passage: Passage) -> Record:
         """What is kept. Raises PhisightError if it went away meanwhile."""
-        found = self._work.read(kind, self._key(subject, passage))
+        return self._read(kind, self._key(subject, passage))
+
+    def _read(self, kind: str, key: str) -> Record:
+        found = self._work.read(kind, key)
         if found is None:
             raise PhisightError(f"{self._work.folder} changed while it was used: run the comparison again")
         return found
 
-    def load_seconds(self, subject: Subject) -> float | None:
-        """How long it took to open it when that was last done."""
-        record = self._work.read("load", subject.identity)
-        return None if record is None else record.values["seconds"]
-
     def _stage_positions(self, variant: Subject) -> dict[str, tuple[Positions, ...] | None]:
-        pictured = set(map(id, self._pictured()))
-
-        def positions(kind: str, passage: Passage) -> Positions:
-            if kind == "vision" and id(passage) not in pictured:
-                right = self.record("variant", variant, passage).values["positions"]["reference"]
-                return _unchanged(np.array(right, np.float64))
-            return Positions.from_json(self.record(kind, variant, passage).values)
-
-        kinds: dict[str, bool] = {"vision": True, "embeddings": variant.embeddings() is not None, "decoder": True}
-        return {
-            kind: tuple(positions(kind, passage) for passage in self._passages) if there else None
-            for kind, there in kinds.items()
+        """Of each stage in the order of the flow."""
+        everything, pictured = self._passages, self._pictured()
+        seen: dict[str, Sequence[Passage] | None] = {
+            "vision": pictured,
+            "embeddings": everything if variant.embeddings() is not None else None,
+            "decoder": everything,
         }
+        if self._mixer is not None:
+            mixed = can_be_mixed(self._reference, variant)
+            fine = {stage.name: self._seen_by(stage) for stage in fine_stages(self._reference.config)}
+            fine[KV_CACHE] = []
+            there = {
+                name: each if mixed and (variant.identity, name) not in self._inseparable else None
+                for name, each in fine.items()
+            }
+            if any((variant.identity, name) in self._inseparable for name in fine):
+                there[KV_CACHE] = None
+            seen |= there
+        return {name: None if each is None else self._positions(name, variant, each) for name, each in seen.items()}
+
+    def _positions(self, kind: str, variant: Subject, seen: Sequence[Passage]) -> tuple[Positions, ...]:
+        """Of all passages; those that the stage does not see are as they were."""
+        among, found = set(map(id, seen)), []
+        for passage in self._passages:
+            if id(passage) in among:
+                found.append(Positions.from_json(self.record(kind, variant, passage).values))
+            else:
+                right = self.record("variant", variant, passage).values["positions"]["reference"]
+                found.append(_unchanged(np.array(right, np.float64)))
+        return tuple(found)
 
     def _pictured(self) -> list[Passage]:
         """Passages with pictures, if stages are exchanged."""
-        if not self._stages:
+        if not self.stages:
             return []
         return [each for each in self._passages if isinstance(each, Question) and each.has_pictures]
 
@@ -241,9 +326,7 @@ class _Run:
     def _each(self, subject: Subject, todo: Sequence[Any], bar: Bar) -> Iterator[tuple[Any, Model]]:
         if not todo:
             return
-        started = perf_counter()
         model = subject.open()
-        self._work.write("load", subject.identity, {"seconds": perf_counter() - started}, {})
         for piece in todo:
             yield piece, model
             bar.add(1)
@@ -255,14 +338,13 @@ def _refer(
     """The reference's values, its logits at the positions that count, (positions, vocab), and what it saw."""
     if isinstance(passage, Window):
         ids, targets = to_score(passage)
-        logits, scored = _timed_score(model, ids, (), len(targets))
-        return {"ids": ids, "targets": targets, **scored}, logits, ()
+        return {"ids": ids, "targets": targets}, model.score(ids, (), last=len(targets)), ()
     asked = ask(model, passage, asking)
     ids = (*asked.prompt_ids, *asked.answer_ids)
-    logits, scored = _timed_score(model, ids, asked.patches, len(asked.answer_ids) + 1)
+    logits = model.score(ids, asked.patches, last=len(asked.answer_ids) + 1)
     # Behind the answer's last token the reference finds its end likeliest, or what would have come next.
     end = int(logits[-1, : model.tokenizer.vocab_size].argmax())
-    values = {"ids": ids, "targets": (*asked.answer_ids, end), "pixels": _digests(asked.patches), **scored}
+    values = {"ids": ids, "targets": (*asked.answer_ids, end), "pixels": _digests(asked.patches)}
     return values | asked.as_json(), logits, asked.patches
 
 
@@ -276,17 +358,8 @@ def _measure(
         asked = ask(model, passage, asking)
         patches = asked.patches
         values = {"pixels": _digests(patches), **asked.as_json()}
-    logits, scored = _timed_score(model, right.values["ids"], patches, len(right.values["targets"]))
-    return values | scored, _against(right, logits), patches
-
-
-def _timed_score(
-    model: Model, ids: Sequence[int], patches: Sequence[Patches], last: int
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    started = perf_counter()
-    logits = model.score(ids, patches, last=last)
-    positions = len(ids) - len(patches) + sum(image.num_patches for image in patches)
-    return logits, {"score_seconds": perf_counter() - started, "score_positions": positions}
+    logits = model.score(right.values["ids"], patches, last=len(right.values["targets"]))
+    return values, _against(right, logits), patches
 
 
 def _against(right: Record, logits: NDArray[np.float32]) -> Positions:

@@ -128,6 +128,10 @@ class Subject:
             return load(self.source.path, mmproj=self.source.mmproj, threads=opening.threads)
         return load(self.source.path, threads=opening.threads, device=opening.device, accuracy_level=level)
 
+    def open_at(self, directory: Path) -> Model:
+        """Another ONNX directory, opened as this one, at its own accuracy level. Raises as `phisight.load`."""
+        return load(directory, threads=self.opening.threads, device=self.opening.device)
+
     def embeddings(self) -> Embeddings | None:
         """The embedding table; None where only the engine can read it."""
         return (
