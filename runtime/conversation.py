@@ -1,25 +1,21 @@
 """Turns with a history: each question pays for its own tokens only.
 
-The KV cache is reused as far as the next prompt begins with the very ids that are in it. A history rendered anew may
-tokenise an answer otherwise than the model wrote it (white space around a thought, a word in other pieces), so the ids
-of what was said are kept and put in the place of the rendered history.
+The KV cache is reused as far as the next prompt begins with the very ids that are in it: see `phisight.history`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from time import perf_counter
 
 from phisight.answer import Chunk, collect
 from phisight.cached_decoder import Cancel
+from phisight.history import History, Said
 from phisight.images import ImageSource
 from phisight.model import Model, StageProgress
 from phisight.naflex import Patches
 from phisight.options import GenerateOptions
-from phisight.prompt import DIRECT, THINK_END, Message, Mode, Prompt, SystemBlock, user_message
-from phisight.sequence import IMAGE_SLOT
-from phisight.thought import ThoughtSplitter
+from phisight.prompt import Message, Mode, Prompt, SystemBlock, user_message
 
 __all__ = ["Conversation"]
 
@@ -42,7 +38,7 @@ class Conversation:
         self._system_block = system_block
         self._max_patches = max_patches
         self._opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._turn_end = self._ids_after_an_answer()
+        self._history = History(model.tokenizer, model.prompts, system_block)
         self.reset()
 
     @property
@@ -54,7 +50,7 @@ class Conversation:
         """Forget all turns and pictures."""
         self._messages: list[Message] = list(self._opening)
         self._images: list[Patches] = []
-        self._said: tuple[int, ...] | None = None  # ids of the history as it is in the cache
+        self._said: Said | None = None  # the history as it is in the cache
 
     def ask(
         self,
@@ -93,51 +89,12 @@ class Conversation:
         ids = seen[-1].token_ids
         if not ids and seen[-1].finish_reason == "cancelled":
             return
-        answer = collect(seen)
-        direct = self._model.tokenizer.id_of(DIRECT)
-        opened_direct = prompt.mode == "nothink" or ids[:1] == (direct,)
-        message: dict[str, str] = {"role": "assistant", "content": (DIRECT if opened_direct else "") + answer.text}
-        if answer.thought and not opened_direct:
-            message["reasoning_content"] = answer.thought
-        self._messages += [question, message]
+        said = self._history.answered([*self._messages, question], prompt, collect(seen), ids)
+        self._messages = list(said.messages)
         self._images = patches
         # A stop text is among the ids, but was not said: then the history is rendered anew.
-        self._said = (*prompt.ids, *self._closed(ids, prompt.mode), *self._turn_end) if exact else None
-
-    def _closed(self, ids: tuple[int, ...], mode: Mode) -> tuple[int, ...]:
-        """The answer's ids, with the end of a thought that the answer was cut in."""
-        splitter = ThoughtSplitter.for_tokenizer(self._model.tokenizer, mode)
-        for token_id in ids:
-            splitter.feed(token_id)
-        end = self._model.tokenizer.id_of(THINK_END)
-        return (*ids, end) if splitter.in_thought and end is not None else ids
+        self._said = said if exact else None
 
     def _prompt(self, messages: list[Message], num_images: int, mode: Mode) -> Prompt:
-        """The prompt, with the history's ids as they were said where that is possible."""
         prompt = self._model.prompt(messages, num_images, mode=mode, system_block=self._system_block)
-        if self._said is None:
-            return prompt
-        rendered = self._history_ids(self._messages)
-        if prompt.ids[: len(rendered)] != rendered:  # a template that renders an earlier turn otherwise later on
-            return prompt
-        if self._letters(rendered) != self._letters(self._said):  # or one that leaves out earlier thoughts
-            return prompt
-        return replace(prompt, ids=self._said + prompt.ids[len(rendered) :])
-
-    def _letters(self, ids: tuple[int, ...]) -> str:
-        """What ids say, but for white space, which rendering and tokens treat differently."""
-        return "".join(self._model.tokenizer.decode(i for i in ids if i != IMAGE_SLOT).split())
-
-    def _history_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        build = self._model.prompts.build
-        return build(messages, system_block=self._system_block, add_generation_prompt=False).ids
-
-    def _ids_after_an_answer(self) -> tuple[int, ...]:
-        """Ids with which the template ends an assistant's turn: what two different answers end with alike."""
-        first, second = (
-            self._history_ids([user_message("?"), {"role": "assistant", "content": content}]) for content in ("0", "1")
-        )
-        count = 0
-        while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
-            count += 1
-        return first[len(first) - count :]
+        return prompt if self._said is None else self._history.continued(prompt, self._said)

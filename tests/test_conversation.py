@@ -120,7 +120,7 @@ def test_an_answer_cut_in_its_thought_is_closed_in_the_history(model: phisight.M
     end = model.tokenizer.id_of("</think>")
     assert list(prompt.ids).count(end) == 1
     rendered = model.prompt([*conversation.messages, user_message("And now?")], 1)
-    assert conversation._letters(prompt.ids) == conversation._letters(rendered.ids)
+    assert conversation._history._letters(prompt.ids) == conversation._history._letters(rendered.ids)
 
 
 def test_a_template_that_drops_old_thoughts_has_its_way(model: phisight.Model) -> None:

@@ -17,7 +17,7 @@ from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +30,7 @@ from phisight.serve.costs import Costs
 from phisight.serve.engine import Engine, Job
 from phisight.serve.errors import ApiError, api_error, error_response
 from phisight.serve.guard import Guard, client_of
+from phisight.serve.memory import Memory
 from phisight.serve.metrics import Metrics
 from phisight.serve.pictures import Pictures
 from phisight.serve.queue import Place, Places
@@ -40,7 +41,13 @@ from phisight.serve.settings import ServeSettings
 __all__ = ["Service"]
 
 PAGE = Path(str(files("phisight"))) / "serve" / "page"
-"""The page for people, with all that it loads; served where it is there."""
+"""The page for people, with all that it loads; served at / and below /page/ where it is there."""
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The page loads nothing from elsewhere, and runs nothing that stands in an answer."""
 
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/images/cost", "/")
 
@@ -62,6 +69,7 @@ class Service:
         self._settings = settings
         self._defaults = model.options()
         self._pictures = Pictures(model, settings.access, settings.limits)
+        self._memory = Memory(model)
         self._costs = Costs(model)
         self._created = int(time.time())
         self._opening = CapacityLimiter(_OPENED_AT_ONCE)
@@ -77,7 +85,7 @@ class Service:
             Route("/v1/images/cost", self._cost, methods=["POST"]),
         ]
         if (PAGE / "index.html").is_file():
-            routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+            routes += [Route("/", self._page), Mount("/page", StaticFiles(directory=PAGE))]
         handlers: dict[Any, Any] = {
             ApiError: _on_error,
             HTTPException: _on_http_error,
@@ -117,11 +125,13 @@ class Service:
         seconds = time.perf_counter() - started
 
         def prompt() -> tuple[str, ...]:
-            built = self._model.prompt(asked.messages, len(opened), mode=asked.mode)
-            job.work = self._model.stream_prompt(
-                built, opened, asked.options, preprocess_seconds=seconds, cancel=job.should_stop
+            question = self._memory.question(job.client, asked.messages, len(opened), asked.mode)
+            chunks = self._model.stream_prompt(
+                question.prompt, opened, asked.options, preprocess_seconds=seconds, cancel=job.should_stop
             )
-            return built.notes
+            # A stop text is among the ids that were drawn, but was not said.
+            job.work = chunks if asked.options.stop else self._memory.noting(question, chunks)
+            return question.prompt.notes
 
         notes = await run_sync(prompt, limiter=self._preparing)
         if self._settings.log_content:
@@ -141,6 +151,9 @@ class Service:
 
     async def _cost(self, request: Request) -> Response:
         return JSONResponse(self._costs.of_size(await read_json(request, self._settings.limits)))
+
+    async def _page(self, _: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     async def _health(self, _: Request) -> Response:
         healthy = self.engine.alive

@@ -17,6 +17,9 @@ __all__ = ["read_json"]
 _DRAINED = 4
 _DRAIN_SECONDS = 5.0
 
+# Each may become an object of some 100 bytes of memory where it took two bytes of the body.
+_MOST_BRACKETS = 500_000
+
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The object that the body holds.
@@ -66,6 +69,8 @@ async def _read(request: Request, limits: Limits) -> bytes:
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
+        raise ApiError(400, f"the body has over {_MOST_BRACKETS} brackets: send less", code="invalid_json")
     try:
         document = json.loads(body.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:

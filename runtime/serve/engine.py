@@ -46,6 +46,11 @@ class Job:
         """From the request's arrival to the beginning of its work, or until now."""
         return (self.started or monotonic()) - self.submitted
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline."""
+        return max(self._deadline - monotonic(), 0)
+
     def cancel(self, reason: str) -> None:
         """Stop as soon as possible, and free what waits. From any thread."""
         self._cancelled = self._cancelled or reason
@@ -61,7 +66,7 @@ class Job:
         """
         while True:
             try:
-                async with asyncio.timeout(max(self._deadline - monotonic(), 0)):
+                async with asyncio.timeout(self.seconds_left):
                     event = await self._events.get()
             except TimeoutError:
                 self.cancel("the deadline passed")

@@ -23,7 +23,8 @@ from phisight.serve.settings import Access, is_loopback
 __all__ = ["Guard", "client_of"]
 
 OPEN_PATHS = ("/health", "/")
-"""They need no key: a load balancer and a browser have none."""
+OPEN_FOLDER = "/page/"
+"""These need no key: a load balancer has none, and neither has a browser before the page asks for it."""
 
 CORS = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
@@ -98,7 +99,7 @@ class Guard:
         )
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        if not self._digests or path in OPEN_PATHS:
+        if not self._digests or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return
         given = _digest(_key(headers))
         # All are compared, each in constant time: the time tells nothing about a key.

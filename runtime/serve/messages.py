@@ -41,6 +41,13 @@ def read_messages(value: Any, limits: Limits) -> tuple[tuple[Message, ...], tupl
         raise refused("messages", f"there are {len(value)} messages, at most {limits.messages} are taken")
     pictures: list[PictureRef] = []
     messages = [_message(entry, f"messages[{number}]", pictures) for number, entry in enumerate(value)]
+    characters = sum(map(_characters, messages))
+    if characters > limits.characters:
+        raise refused(
+            "messages",
+            f"the messages have {characters} characters, at most {limits.characters} are taken: shorten them",
+            "context_length_exceeded",
+        )
     if len(pictures) > limits.images:
         raise refused(
             "messages",
@@ -49,6 +56,13 @@ def read_messages(value: Any, limits: Limits) -> tuple[tuple[Message, ...], tupl
             "too_many_images",
         )
     return tuple(messages), tuple(pictures)
+
+
+def _characters(message: Message) -> int:
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    thought = message.get("reasoning_content")
+    return sum(map(len, parts)) + (len(thought) if isinstance(thought, str) else 0)
 
 
 def _message(entry: Any, where: str, pictures: list[PictureRef]) -> Message:

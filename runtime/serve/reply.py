@@ -27,6 +27,7 @@ Ended = Callable[[str, str, Stats | None], None]
 """Told how an answer ended, its text, and its counts: a finish reason, "disconnect" or an error's code."""
 
 _KEEP_ALIVE_SECONDS = 10.0
+_SENDING_SECONDS = 30.0  # behind the deadline, for a client that reads slowly
 _FIELDS = {"thought": "reasoning_content", "answer": "content"}
 
 
@@ -49,7 +50,8 @@ class Reply:
         writer = asyncio.create_task(write)
         watcher = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
+            seconds = self._job.seconds_left + _SENDING_SECONDS
+            await asyncio.wait((writer, watcher), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
         except OSError:  # the connection broke while something was written

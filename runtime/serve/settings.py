@@ -17,7 +17,7 @@ class Limits:
 
     queue: answers that may wait besides the one that runs.
     body_bytes, body_seconds: size of a request's body, and how long it may take to arrive.
-    images, pixels, messages: of one request; pixels of each image.
+    images, pixels, messages, characters: of one request; pixels of each image, characters of all texts.
     max_tokens: most tokens of one answer; None: up to the context's end.
     answer_seconds: from a request's arrival to its answer's end, waiting included.
     grace_seconds: for answers that run when the server is told to stop.
@@ -30,6 +30,7 @@ class Limits:
     images: int = 8
     pixels: int = 50_000_000
     messages: int = 1000
+    characters: int = 1_000_000
     max_tokens: int | None = None
     answer_seconds: float = 3600.0
     grace_seconds: float = 30.0
