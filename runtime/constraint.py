@@ -48,7 +48,7 @@ class Constraint:
                 raise InputError(f"the JSON schema is not JSON: {error}") from None
         if not isinstance(schema, Mapping):
             found = type(schema).__name__
-            raise InputError(f'the JSON schema is a {found}: give an object such as {{"type": "object"}}')
+            raise InputError(f'the JSON schema is of type {found}: give an object such as {{"type": "object"}}')
         try:
             return cls("json", json.dumps(schema, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
