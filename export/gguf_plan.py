@@ -43,7 +43,7 @@ class GgufOptions:
 
     `onnx_vision` is the form of the tower that goes beside the files as ONNX, or "none". `imatrix` weighs the errors of
     all types that ggml's own quantiser packs. `method` is how the blocks of Q4_0 and Q8_0 were chosen.
-    `image_attention` is how the files are run unless the user says otherwise: they hold the same either way.
+    `image_attention` is how the directory is run unless the user says otherwise: the tensors are the same either way.
     """
 
     decoder: str = "Q4_0"
@@ -71,7 +71,8 @@ class GgufOptions:
                 f"{self.decoder.lower()} does not go by the method {self.method}, but by ggml's own quantiser: take "
                 "q4_0 or q8_0, or make an importance matrix with phisight imatrix"
             )
-        if self.imatrix is not None and self.decoder in (*SIMPLE_TYPES, "Q4_0"):
+        plain = (*SIMPLE_TYPES, "Q4_0")
+        if self.imatrix is not None and {self.decoder, *(kind for _, kind in self.overrides)} <= set(plain):
             raise InputError(
                 f"an importance matrix has no use for {self.decoder.lower()}, which holds the checkpoint's floats or "
                 "the numbers of the ONNX export: take a type such as q4_k_m, or leave the matrix out"
@@ -131,6 +132,11 @@ class GgufPlan:
     def schemes(self) -> dict[str, BlockScheme]:
         """Of the text file's tensors that have one, by their names in the checkpoint."""
         return {tensor.spec.name: scheme for tensor in self.text if (scheme := tensor.block_scheme)}
+
+    @property
+    def all_ours(self) -> bool:
+        """Whether ggml's own quantiser has nothing to do in the text file."""
+        return {tensor.type for tensor in self.text} <= {*BLOCK_SCHEMES, *SIMPLE_TYPES}
 
     def entries(self) -> dict[str, TensorEntry]:
         """As the manifest keeps it; the tower's ONNX form under names that say so."""
@@ -220,10 +226,10 @@ def _vector(name: str, override: str | None) -> str:
 
 
 def _checked(name: str, type_name: str, columns: int) -> str:
-    known = gguf.GGMLQuantizationType.__members__
+    known = tuple(dict.fromkeys(base for base, _ in PRESETS.values()))
     if type_name not in known:
-        raise InputError(f"{name}: {type_name!r} is no ggml type, wanted one such as Q4_0, Q6_K, IQ4_XS, F16")
-    block = gguf.GGML_QUANT_SIZES[known[type_name]][0]
+        raise InputError(f"{name}: {type_name!r} is no ggml type for weights, wanted one of {', '.join(known)}")
+    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]][0]
     if columns % block:
         raise InputError(f"{name}: rows of {columns} are no multiple of {type_name}'s block of {block}")
     return type_name

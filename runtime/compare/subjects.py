@@ -168,8 +168,6 @@ def subjects_of(
     unused = "mmproj-" if gguf and "vision.onnx" in manifest.files else None
     files = {name: entry for name, entry in manifest.files.items() if not (unused and name.startswith(unused))}
     hashes = {name: entry.sha256 for name, entry in files.items()}
-    if manifest.image_attention != "causal":  # GGUF files are the same either way
-        hashes["image_attention"] = manifest.image_attention
 
     def subject(name: str, level: AccuracyLevel | None, *, as_run: bool) -> Subject:
         return Subject(
