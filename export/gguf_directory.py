@@ -20,7 +20,8 @@ class GgufNames:
     @classmethod
     def of(cls, options: GgufOptions, *, has_vision: bool) -> GgufNames:
         mmproj = f"mmproj-{options.vision.lower()}.gguf" if has_vision else None
-        return cls(f"model-{options.decoder.lower()}.gguf", mmproj)
+        mixed = "-mixed" if options.overrides else ""
+        return cls(f"model-{options.decoder.lower()}{mixed}.gguf", mmproj)
 
 
 def modelfile(names: GgufNames, config: ModelConfig) -> str:

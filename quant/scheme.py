@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["SCHEMES", "BlockScheme", "BlockSize", "ChannelScheme", "FloatScheme", "FloatType", "Scheme"]
+__all__ = ["SCHEMES", "SIZES", "BlockScheme", "BlockSize", "ChannelScheme", "FloatScheme", "FloatType", "Scheme"]
 
 FloatType = Literal["f32", "f16"]
 BlockSize = Literal[32, 64, 128]

@@ -269,7 +269,7 @@ def test_single_tensors_by_plan() -> None:
     assert types["mm.2.weight"] == "Q8_0"
     for overrides, words in [
         ({"blk.9.ffn_up.weight": "Q8_0"}, "does not have: blk.9.ffn_up.weight"),
-        ({"blk.1.ffn_up.weight": "Q9"}, "'Q9' is no ggml type"),
+        ({"blk.1.ffn_up.weight": "Q9"}, "'Q9' is no ggml type for weights, wanted one of F32, F16"),
         ({"blk.1.attn_norm.weight": "Q8_0"}, "no matrix"),
         ({"v.blk.0.attn_q.weight": "Q4_K"}, "192 are no multiple of Q4_K's block of 256"),
     ]:

@@ -19,9 +19,10 @@ from phisight.export.onnx_writer import write_graph
 from phisight.export.output import OutputDirectory
 from phisight.export.parallel import Progress
 from phisight.export.plan import ExportOptions, make_plan
+from phisight.quant.stored_types import Restorer
 from phisight.sequence import ImageFeatures, splice
 
-__all__ = ["write_inputs"]
+__all__ = ["embedded", "write_inputs"]
 
 
 def write_inputs(
@@ -54,13 +55,16 @@ def _rows(
     features = [ImageFeatures(image.digest, encoder.encode(image)) for image in sequence.images] if encoder else []
     spliced = splice(sequence.ids, features, vocab_size=decoder.vocab_size, hidden_size=decoder.hidden_size)
     for stretch in spliced.stretches:
-        yield _embedded(checkpoint, stretch) if stretch.ndim == 1 else stretch.astype(np.float32, copy=False)
+        yield embedded(checkpoint, stretch) if stretch.ndim == 1 else stretch.astype(np.float32, copy=False)
 
 
-def _embedded(checkpoint: Checkpoint, ids: NDArray[np.generic]) -> NDArray[np.float32]:
+def embedded(
+    checkpoint: Checkpoint, ids: NDArray[np.generic], restore: Restorer = lambda rows: rows
+) -> NDArray[np.float32]:
+    """(n,) -> (n, hidden), `restore` turning rows of the checkpoint's table into those of another."""
     table = checkpoint.tensors[EMBEDDINGS]
     unique, places = np.unique(ids, return_inverse=True)
-    return np.concatenate([table.rows(int(id_), int(id_) + 1) for id_ in unique])[places]
+    return restore(np.concatenate([table.rows(int(id_), int(id_) + 1) for id_ in unique]))[places]
 
 
 def _encoder(checkpoint: Checkpoint, work: WorkDirectory, settings: SessionSettings) -> OrtVisionEncoder:

@@ -54,13 +54,13 @@ def work_directory(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def read_data(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> CalibrationData:
-    """The data that the options ask for, and a line on each source. Raises InputError."""
+def read_data(args: argparse.Namespace, checkpoint: Checkpoint, console: Console, more: int = 0) -> CalibrationData:
+    """The data that the options ask for with `more` tokens, and a line on each source. Raises InputError."""
     from phisight.export.calibration.sources import DEFAULT_TOKENS, read_calibration
 
     tokens = DEFAULT_TOKENS if args.calibration_tokens is None else args.calibration_tokens
     source = "demo" if args.calibration is None else args.calibration
-    data = read_calibration(source, checkpoint.directory, checkpoint.config, tokens=tokens)
+    data = read_calibration(source, checkpoint.directory, checkpoint.config, tokens=tokens + more)
     for each in data.sources:
         console.line(
             f"calibration: {each.name:<20}{each.sequences:>6} sequences{each.pictures:>6} pictures"
@@ -78,14 +78,15 @@ def calibrate(
     *,
     hessians: bool = False,
     purpose: str = "",
+    work: Path | None = None,
 ) -> Calibration:
-    """Calibrate in the work directory of `args.out`, going on where an earlier run stopped. Raises PhisightError."""
+    """Calibrate in `work`, else that of `args.out`, going on where an earlier run stopped. Raises PhisightError."""
     from phisight.export.calibration.run import Calibration, CalibrationOptions
 
     weight = DEFAULT_WEIGHT if args.image_token_weight is None else args.image_token_weight
     threads = choose_threads("auto" if args.calibration_threads is None else args.calibration_threads).count
     options = CalibrationOptions(weight, hessians, purpose, threads)
-    work = work_directory(args.out)
+    work = work or work_directory(args.out)
     resumed = work.exists()
     calibration = Calibration(checkpoint, data, work, options)
     if resumed:

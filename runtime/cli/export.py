@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -14,12 +13,13 @@ from phisight.cli.calibrating import (
     CALIBRATION_HELP,
     CALIBRATION_OPTIONS,
     add_calibration_options,
-    calibrate,
     read_data,
     work_directory,
 )
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
+from phisight.cli.mixed import MIXED_HELP, Mixed, add_mixed_options, is_mixed, mix, plan_place
+from phisight.cli.quantizing import quantize, weighed_plan
 from phisight.cli.tables import describe_plan
 from phisight.errors import InputError
 from phisight.loading import checkpoint_directory
@@ -28,35 +28,41 @@ if TYPE_CHECKING:
     from phisight.export.checkpoint import Checkpoint
     from phisight.export.gguf_plan import GgufOptions, GgufPlan
     from phisight.export.plan import ExportOptions, Plan
-    from phisight.export.quantized import QuantizedWeights
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
-EXAMPLES = """ONNX: --decoder int4 (default), int8, f16 or f32; the head and the embeddings are INT8 unless --head says
+EXAMPLES = f"""ONNX: --decoder int4 (default), int8, f16 or f32; the head and the embeddings are INT8 unless --head says
 otherwise, or floats with a float decoder; the tower is exported for integer products (w8a8) with a quantised decoder,
 which is the fastest on a CPU.
 
 GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_xs, q3_k_m, ... by llama.cpp's names;
 --vision f16 (default), f32 or q8_0 for the mmproj; the tower also goes beside it as ONNX, as --onnx-vision says.
---plan FILE is a JSON object of types for single tensors by their GGUF names: {"blk.0.ffn_down.weight": "Q6_K"}.
+
+--plan FILE is a JSON object of types for single tensors, by their GGUF names {{"blk.0.ffn_down.weight": "Q6_K"}}, or
+for ONNX by the checkpoint's {{"lm_head.weight": "int8 block 32"}}.
 
 --method search fits each block's scale to the inputs' second moments, awq scales channels of large inputs up and clips,
 gptq corrects each rounding error by the weights that are rounded later. All three read calibration data first, layer by
 layer.
 
-CALIBRATION_HELP
+{MIXED_HELP}
+
+{CALIBRATION_HELP}
 
 examples:
   phisight export path/to/checkpoint phi4-int4
   phisight export path/to/checkpoint phi4-int4-b128 --block-size 128 --dry-run
   phisight export path/to/checkpoint phi4-gptq --decoder int4 --method gptq --calibration receipts
+  phisight export path/to/checkpoint phi4-mixed --size 4.8bpw --method gptq
+  phisight export path/to/checkpoint phi4-mixed --format gguf --budget "kld<0.01" --dry-run
+  phisight export path/to/checkpoint phi4-mixed --plan phi4-mixed.plan.json
   phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
-  phisight export demo demo-int4 --decoder int4 --force""".replace("CALIBRATION_HELP", CALIBRATION_HELP)
+  phisight export demo demo-int4 --decoder int4 --force"""
 
-ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level")
-GGUF_ONLY = ("onnx_vision", "plan", "imatrix")
+ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level", "asymmetric")
+GGUF_ONLY = ("onnx_vision", "imatrix")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision", metavar="TYPE", help="vision tower and projector")
     parser.add_argument(
         "--block-size", type=int, choices=[32, 64, 128], help="ONNX: weights that share a scale (default: 32)"
+    )
+    parser.add_argument(
+        "--asymmetric",
+        action="store_const",
+        const=True,
+        help="ONNX: INT4 blocks with a zero point each, 4.63 bits per weight in blocks of 32",
     )
     parser.add_argument("--head", choices=["int8", "int4", "f16", "f32"], help="ONNX: output head and embeddings")
     parser.add_argument(
@@ -92,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["f32", "f16", "int8", "w8a8", "none"],
         help="GGUF: the tower as ONNX beside the files (default: w8a8)",
     )
-    parser.add_argument("--plan", metavar="FILE", type=Path, help="GGUF: types of single tensors")
+    parser.add_argument("--plan", metavar="FILE", type=Path, help="types of single tensors")
+    add_mixed_options(parser)
     parser.add_argument(
         "--imatrix",
         metavar="FILE",
@@ -116,45 +129,53 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if getattr(args, name) is not None:
             option = "float" if name == "float_type" else name.replace("_", "-")
             raise InputError(f"--{option} does not go with --format {args.format}: leave it out")
-    for name in CALIBRATION_OPTIONS if args.method in (None, "rtn") else ():
+    mixed = is_mixed(args)
+    for name in CALIBRATION_OPTIONS if args.method in (None, "rtn") and not mixed else ():
         if getattr(args, name) is not None:
             raise InputError(
-                f"--{name.replace('_', '-')} goes with --method search, awq or gptq: name one, or leave it out"
+                f"--{name.replace('_', '-')} goes with --method search, awq or gptq, and with --size or --budget: "
+                "name one, or leave it out"
             )
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
-        from phisight.export.convert import check_output, export_gguf, export_onnx, plan_export, plan_gguf
+        from phisight.export.convert import check_output, export_gguf, export_onnx
         from phisight.export.gguf_plan import GgufPlan
 
     checkpoint = Checkpoint.open(checkpoint_directory(args.checkpoint))
-    plan: Plan | GgufPlan
-    if args.format == "gguf":
-        plan = plan_gguf(checkpoint, _gguf_options(args))
-    else:
-        plan = plan_export(checkpoint, _onnx_options(args))
+    plan = _plan(args, checkpoint)
     check_output(args.out, plan, force=args.force)
+    found: Mixed | None = None
+    if mixed:
+        found = mix(args, checkpoint, plan, partial(_make_plan, args, checkpoint), console)
+        plan = found.plan
     for line in describe_plan(plan.entries(), plan.unused, checkpoint.config):
         console.line(line)
     if args.method and args.decoder in ("f32", "f16"):
         console.note(f"phisight: note: --method {args.method} has no effect on a decoder in {args.decoder}")
-    options = {"format": args.format, **plan.options.as_json()}
-    result: dict[str, Any] = {"out": str(args.out), "options": options, "plan": plan.as_json()}
+    result: dict[str, Any] = {"out": str(args.out), "options": {"format": args.format, **plan.options.as_json()}}
+    result["plan"] = plan.as_json()
+    if found is not None:
+        result |= {"plan_file": str(plan_place(args.out)), "measured": found.document}
     if args.dry_run:
+        _clear_work(args)
         if args.json:
             console.document(result | {"dry_run": True})
         return 0
-    quantized, calibration = None, None
-    if plan.options.method != "rtn" and plan.options.decoder not in ("f16", "f32"):
-        quantized, calibration = _quantize(args, checkpoint, plan, console)
+    calibration, quantized = None, None
+    if found is not None:
+        calibration, quantized = found.calibration, found.quantized
+    elif plan.options.method != "rtn" and plan.options.decoder not in ("f16", "f32"):
+        data = read_data(args, checkpoint, console)
+        quantized = quantize(args, checkpoint, plan, data, work_directory(args.out), console)
+        plan = weighed_plan(checkpoint, plan, quantized, data)
+        calibration = quantized.calibration
     export = (
         partial(export_gguf, checkpoint, plan) if isinstance(plan, GgufPlan) else partial(export_onnx, checkpoint, plan)
     )
-    with console.progress("weights", plan.total_weights(), "w") as weights:
-        manifest = export(
-            args.out, force=args.force, quantized=quantized, calibration=calibration, progress=weights.add
-        )
-    if quantized is not None:
-        shutil.rmtree(work_directory(args.out), ignore_errors=True)
+    with console.progress("weights", plan.total_weights(), "w") as bar:
+        weights = None if quantized is None else quantized.weights
+        manifest = export(args.out, force=args.force, quantized=weights, calibration=calibration, progress=bar.add)
+    _clear_work(args)
     size = sum(entry.bytes for entry in manifest.files.values())
     console.line(f"{args.out}: {size / 1e6:,.1f} MB in {len(manifest.files)} files")
     if isinstance(plan, GgufPlan):
@@ -164,58 +185,57 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _onnx_options(args: argparse.Namespace) -> ExportOptions:
+def _clear_work(args: argparse.Namespace) -> None:
+    """What only this command can have left in the work directory is of no more use."""
+    if is_mixed(args) or args.method not in (None, "rtn"):
+        shutil.rmtree(work_directory(args.out), ignore_errors=True)
+
+
+def _plan(args: argparse.Namespace, checkpoint: Checkpoint) -> Plan | GgufPlan:
+    """The plan that the options ask for. Raises InputError, for a plan file with its line."""
+    if args.plan is None:
+        return _make_plan(args, checkpoint, ())
+    from phisight.export.plan_file import read_plan
+
+    file = read_plan(args.plan, args.format)
+    try:
+        return _make_plan(args, checkpoint, file.types)
+    except InputError as error:
+        named = max((name for name, _ in file.types if name in str(error)), key=len, default=None)
+        raise InputError(f"{file.path if named is None else file.at(named)}: {error}") from None
+
+
+def _make_plan(
+    args: argparse.Namespace, checkpoint: Checkpoint, overrides: tuple[tuple[str, str], ...]
+) -> Plan | GgufPlan:
+    """With types of single tensors. Raises InputError."""
+    from phisight.export.convert import plan_export, plan_gguf
+
+    if args.format == "gguf":
+        return plan_gguf(checkpoint, _gguf_options(args, overrides))
+    return plan_export(checkpoint, _onnx_options(args, overrides))
+
+
+def _onnx_options(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -> ExportOptions:
     """What was said; what was not is the exporter's default. Raises InputError."""
     from phisight.export.plan import ExportOptions
 
     names = ("decoder", "vision", "method", "image_attention", *ONNX_ONLY)
-    return ExportOptions(**{name: value for name in names if (value := getattr(args, name)) is not None})
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return ExportOptions(**changes, overrides=tuple((name, label.lower()) for name, label in overrides))
 
 
-def _quantize(
-    args: argparse.Namespace, checkpoint: Checkpoint, plan: Plan | GgufPlan, console: Console
-) -> tuple[QuantizedWeights, dict[str, Any]]:
-    """Calibrate, quantise each layer on the way, and what the manifest tells of it."""
-    with needs_extra("export"):
-        from phisight.export.calibration.fold import AwqQuantizer
-        from phisight.export.calibration.quantize import LayerQuantizer
-        from phisight.export.quantized import QuantizedWeights
-        from phisight.quant.methods.gptq import Gptq
-        from phisight.quant.methods.search import ScaleSearch
-
-    data = read_data(args, checkpoint, console)
-    quantized = QuantizedWeights(work_directory(args.out) / "quantized")
-    quantizer: LayerQuantizer | AwqQuantizer
-    match plan.options.method:
-        case "awq":
-            quantizer = AwqQuantizer(checkpoint, plan.schemes, quantized)
-        case "gptq":
-            quantizer = LayerQuantizer(checkpoint, plan.schemes, Gptq(), quantized)
-        case _:
-            quantizer = LayerQuantizer(checkpoint, plan.schemes, ScaleSearch(), quantized)
-    purpose = json.dumps(plan.options.as_json())
-    hessians = plan.options.method in ("awq", "gptq")
-    calibration = calibrate(args, checkpoint, data, console, quantizer, hessians=hessians, purpose=purpose)
-    for note in quantizer.notes:
-        console.note(f"phisight: note: {note}")
-    if plan.options.image_attention != "causal":
-        console.note("phisight: note: calibration read the pictures with causal image attention")
-    return quantized, calibration.as_json()
-
-
-def _gguf_options(args: argparse.Namespace) -> GgufOptions:
+def _gguf_options(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -> GgufOptions:
     """As `_onnx_options`."""
     from phisight.export.gguf_plan import GgufOptions
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"overrides": tuple((name, kind.upper()) for name, kind in overrides)}
     if args.decoder is not None:
         changes["decoder"] = args.decoder.upper()
     if args.vision is not None:
         changes["vision"] = args.vision.upper()
     if args.onnx_vision is not None:
         changes["onnx_vision"] = args.onnx_vision
-    if args.plan is not None:
-        changes["overrides"] = _read_plan(args.plan)
     if args.method is not None:
         changes["method"] = args.method
     if args.image_attention is not None:
@@ -225,17 +245,6 @@ def _gguf_options(args: argparse.Namespace) -> GgufOptions:
 
         changes["imatrix"] = ImportanceMatrix.read(args.imatrix)
     return GgufOptions(**changes)
-
-
-def _read_plan(path: Path) -> tuple[tuple[str, str], ...]:
-    """Types by tensor from a JSON object. Raises InputError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the plan {path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-        raise InputError(f'the plan {path} is no object of types by tensor, such as {{"output.weight": "Q6_K"}}')
-    return tuple((name, value.upper()) for name, value in data.items())
 
 
 def _server_line(out: Path, files: Sequence[str]) -> str:
