@@ -78,6 +78,7 @@ class Tokenizer:
         library.no_padding()
         self._library = library
         self._added: dict[int, tokenizers.AddedToken] = library.get_added_tokens_decoder()
+        self._vocab_size = max(library.get_vocab_size(with_added_tokens=False), max(self._added, default=-1) + 1)
         self._control = {token.content: id_ for id_, token in self._added.items() if is_control(token)}
         self._control_ids = frozenset(self._control.values())
         for content, id_ in self._control.items():
@@ -120,7 +121,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Highest id + 1. The model's own vocabulary may be larger."""
-        return max(self._library.get_vocab_size(with_added_tokens=False), max(self._added, default=-1) + 1)
+        return self._vocab_size
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
