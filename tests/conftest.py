@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +123,55 @@ def _synthetic_image(mode: str, width: int, height: int, seed: int) -> Image.Ima
     if mode.endswith("+trns"):
         image.info["transparency"] = 0
     return image
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs in a thread of the tests."""
+
+    host: str
+    port: int
+    model: Any
+    server: Any
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def client(self, key: str = "any", **options: Any) -> Any:
+        """OpenAI's own client, which must not ask again by itself."""
+        import openai
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 60} | options)
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[Served]:
+    """The built-in model behind a running server; settings are fields of Access and Limits, and slots."""
+    import phisight
+    from phisight.serve.server import Server, listen
+    from phisight.serve.settings import Access, Limits, ServeSettings
+
+    def of(kind: type) -> dict[str, Any]:
+        return {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
+
+    model = phisight.load("demo", threads=1)
+    server = Server(model, ServeSettings(("demo",), Access(**of(Access)), Limits(**of(Limits)), **settings))
+    with listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield Served("127.0.0.1", listener.getsockname()[1], model, server)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., Served]]:
+    """`serving`, until the module's last test."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(**settings))

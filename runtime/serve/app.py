@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phisight.answer import Stats
+from phisight.errors import PhisightError
 from phisight.model import Model
 from phisight.naflex import Patches
 from phisight.serve.body import read_json
@@ -89,6 +90,8 @@ class Service:
         handlers: dict[Any, Any] = {
             ApiError: _on_error,
             HTTPException: _on_http_error,
+            PhisightError: _on_error,
+            MemoryError: _on_error,
             ClientDisconnect: _on_disconnect,
             Exception: _on_error,
         }

@@ -44,6 +44,7 @@ class Reply:
         self._texts = {"thought": "", "answer": ""}
         self._end = "disconnect"
         self._stats: Stats | None = None
+        self._finished = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         write = self._stream(send) if self._request.stream else self._whole(scope, receive, send)
@@ -60,7 +61,7 @@ class Reply:
             for task in (writer, watcher):
                 task.cancel()
             await asyncio.gather(writer, watcher, return_exceptions=True)
-            self._ended(self._end, self._texts["answer"], self._stats)
+            self._finish()
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -69,8 +70,10 @@ class Reply:
         except Exception as error:
             told = api_error(error)
             self._end = told.code or "error"
+            self._finish()
             await error_response(told)(scope, receive, send)
             return
+        self._finish()
         message = {"role": "assistant", "content": self._texts["answer"], "refusal": None}
         if self._texts["thought"]:
             message["reasoning_content"] = self._texts["thought"]
@@ -92,6 +95,7 @@ class Reply:
             await self._event(send, self._piece({}, self._end) | self._told())
             if self._request.include_usage:
                 await self._event(send, self._document("chat.completion.chunk", []) | {"usage": self._usage()})
+            self._finish()
             await send(_body(b"data: [DONE]\n\n", more=True))
         except OSError:
             raise
@@ -101,7 +105,14 @@ class Reply:
             await self._event(send, told.as_json())
         finally:
             keeper.cancel()
+        self._finish()
         await send(_body(b"", more=False))
+
+    def _finish(self) -> None:
+        """Tell the end, once; before the client can know it, so that it finds a place for its next request."""
+        if not self._finished:
+            self._finished = True
+            self._ended(self._end, self._texts["answer"], self._stats)
 
     def _note(self, chunk: Chunk) -> None:
         self._texts[chunk.channel] += chunk.text

@@ -23,7 +23,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "see
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What is asked. `constraint` is the form of the answer; `include_usage` sends the usage as a last event."""
+    """What is asked. `include_usage` sends the usage as a last event."""
 
     model: str
     messages: tuple[Message, ...]
@@ -31,7 +31,6 @@ class ChatRequest:
     options: GenerateOptions
     mode: Mode
     max_patches: int | None
-    constraint: Constraint | None
     stream: bool
     include_usage: bool
 
@@ -52,7 +51,6 @@ def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: Genera
         options=_options(body, defaults, settings.limits.max_tokens, thinking.budget),
         mode=thinking.mode,
         max_patches=whole(body, "max_patches", 1),
-        constraint=_constraint(body),
         stream=stream,
         include_usage=_include_usage(body, stream),
     )
@@ -71,7 +69,8 @@ def _options(
     body: Mapping[str, Any], defaults: GenerateOptions, most_tokens: int | None, budget: int | None
 ) -> GenerateOptions:
     changes: dict[str, Any] = {name: body[name] for name in SAMPLING if body.get(name) is not None}
-    changes |= {"max_tokens": token_limit(body, most_tokens), "stop": stop_texts(body), "thinking_budget": budget}
+    changes |= {"max_tokens": token_limit(body, most_tokens), "stop": stop_texts(body)}
+    changes |= {"thinking_budget": budget, "constraint": _constraint(body)}
     try:
         return replace(defaults, **changes)
     except InputError as error:  # it begins with the field's name
