@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiler", "ConstraintNotice", "LlguidanceMatcher", "check_constraint", "is_installed"]
 
-WHITE_SPACE = r" ?|\n[ \t]{0,32}"
+WHITE_SPACE = r"(?: ?|\n[ \t]{0,32})"
 """Between JSON's tokens: enough for any usual layout, and a model cannot go on with blanks for ever."""
 
 
