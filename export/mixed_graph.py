@@ -27,6 +27,7 @@ from phisight.manifest import FILE_NAME, Manifest
 __all__ = ["GraphFile", "MixedModel"]
 
 GraphFile = Literal["vision.onnx", "decoder.onnx"]
+NORMS = ("layer_norm1.weight", "input_layernorm.weight")
 EXTERNAL = onnx.TensorProto.EXTERNAL
 
 
@@ -122,10 +123,20 @@ class _Graph:
         graph = self.model.graph
         return {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.output)}
 
+    def float_type(self) -> int:
+        """Of what flows between the stages: that of the norms."""
+        norms = (tensor.data_type for name, tensor in self.initializers.items() if name.endswith(NORMS))
+        return next(norms, onnx.TensorProto.FLOAT)
+
     def read_from(self, stage: str, before: _Graph) -> None:
-        """Let `stage` read what the stage before it gives in another graph. Raises InputError."""
-        mine, theirs = self.boundary(stage), before.boundary(stage)
-        renamed = dict(zip(mine, theirs, strict=True))
+        """Let `stage` read what the stage before it gives in another graph, in this one's type. Raises InputError."""
+        renamed = {}
+        for mine, theirs in zip(self.boundary(stage), before.boundary(stage), strict=True):
+            renamed[mine] = theirs
+            if self.float_type() != before.float_type():
+                renamed[mine] = f"{self.side}/{theirs}"
+                cast = onnx.helper.make_node("Cast", [theirs], [renamed[mine]], to=self.float_type())
+                self.producer[renamed[mine]] = cast
         readers = [self.first(stage)] if stage != "projector" else self.nodes
         for node in readers:
             node.input[:] = [renamed.get(name, name) for name in node.input]

@@ -15,7 +15,8 @@ import pytest
 
 import phisight
 from phisight.cli.main import main
-from phisight.compare import run as run_module
+from phisight.compare import scoring
+from phisight.compare.metrics import positions_of
 from phisight.compare.passages import Asking, Question, drawn_sources
 from phisight.compare.subjects import Subject
 from phisight.loading import checkpoint_directory, model_directory
@@ -66,13 +67,13 @@ def compared(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Co
     for name, made in zip(names, models(exported, *names), strict=True):
         shutil.copytree(made, folder / name)
     out = folder / "out"
-    compare(folder / "f32", *(folder / name for name in names), "--out", out, "--n", "1", "--stages", "--speed")
+    compare(folder / "f32", *(folder / name for name in names), "--out", out, "--n", "1", "--stages")
     return read(out)
 
 
 def test_the_document(compared: Compared) -> None:
     report = compared.report
-    assert list(report) == ["schema", "phisight", "data", "reference", "variants", "notes"]
+    assert list(report) == ["schema", "phisight", "data", "reference", "variants", "absent", "notes"]
     assert report["schema"] == 1
     assert (report["data"]["kind"], report["data"]["passages"]) == ("demo", 6)
     assert report["data"]["tasks"] == dict.fromkeys(TASKS, 1)
@@ -82,7 +83,7 @@ def test_the_document(compared: Compared) -> None:
         assert list(each["tasks"]) == TASKS
         assert each["score"] == pytest.approx(sum(task["right"] for task in each["tasks"].values()) / 6)
         assert each["positions"] == report["data"]["positions"] > 12
-        assert all(value is None or value > 0 for value in each["speed"].values())
+        assert each["speed"] == {}
         assert len(each["worst"]) == 6
     sizes = {
         name: sum(file.stat().st_size for file in (compared.out.parent / name).iterdir()) for name in ("int4", "f32")
@@ -160,12 +161,10 @@ def test_a_stage_is_the_variants_own(compared: Compared) -> None:
     """The vision stage: the variant's image tokens in the reference's decoder, and nothing else."""
     int8, f32 = (phisight.load(compared.out.parent / name, threads=1) for name in ("int8", "f32"))
     question = Question.of(drawn_sources(1)[0])
-    asked = run_module.ask(f32, question, Asking(96))
+    asked = scoring.ask(f32, question, Asking(96))
     ids, last = [*asked.prompt_ids, *asked.answer_ids], len(asked.answer_ids) + 1
     features = [ImageFeatures(b"own", int8.encode_image(patches)) for patches in asked.patches]
-    swapped = run_module.positions_of(
-        f32.score(ids, asked.patches, last=last), f32.score(ids, features, last=last), [0] * last
-    )
+    swapped = positions_of(f32.score(ids, asked.patches, last=last), f32.score(ids, features, last=last), [0] * last)
     measured = [json.loads(path.read_text())["kld"] for path in (compared.out / "work/vision").glob("*.json")]
     assert swapped.kld.tolist() in measured
     np.testing.assert_array_equal(f32.score(ids, asked.patches)[-last:], f32.score(ids, asked.patches, last=last))
@@ -205,7 +204,7 @@ def test_the_page_stands_alone(compared: Compared) -> None:
     assert pictures >= 6
     assert "url(" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2  # no speed was measured
     assert "prefers-color-scheme: dark" in page
     for name in compared.variants:
         assert name in page
@@ -236,7 +235,7 @@ def test_an_interrupt_keeps_what_was_measured(
 ) -> None:
     f32, int4 = models(exported, "f32", "int4")
     asked = 0
-    ask = run_module.ask
+    ask = scoring.ask
 
     def counted(*arguments: Any) -> Any:
         nonlocal asked
@@ -245,7 +244,7 @@ def test_an_interrupt_keeps_what_was_measured(
             raise KeyboardInterrupt
         return ask(*arguments)
 
-    monkeypatch.setattr(run_module, "ask", counted)
+    monkeypatch.setattr(scoring, "ask", counted)
     compare(f32, int4, "--out", tmp_path / "out", "--n", "1", code=130)
     assert "run it again to go on" in capsys.readouterr().err
     assert not (tmp_path / "out/report.json").exists()
@@ -339,6 +338,9 @@ def test_what_cannot_be_begun(tmp_path: Path, capsys: Captured) -> None:
     assert "wanted 512 or more" in refused(capsys, "demo", "demo", "--out", out, "--data", short)
     short.write_bytes(b"\xff\xfe")
     assert "is not UTF-8" in refused(capsys, "demo", "demo", "--out", out, "--data", short)
+    (tmp_path / "empty").mkdir()
+    assert "empty/cases.jsonl" in refused(capsys, "demo", "demo", "--out", out, "--data", tmp_path / "empty")
+    assert "nothing to measure" in refused(capsys, "demo", "--out", out)
     assert "not of a comparison" in refused(capsys, "demo", "demo", "--out", tmp_path)
     assert "is a file" in refused(capsys, "demo", "demo", "--out", short)
     assert "max_patches is 5000" in refused(capsys, "demo", "demo", "--out", out, "--n", "1", "--max-patches", "5000")

@@ -15,6 +15,7 @@ from phisight.compare.passages import Question
 from phisight.compare.plots import Axis, Point, scatter
 from phisight.compare.run import Comparison
 from phisight.compare.speed import RATES
+from phisight.compare.stages import KV_CACHE
 
 __all__ = ["page_of"]
 
@@ -35,22 +36,73 @@ def page_of(report: dict[str, Any], comparison: Comparison) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "scientific": _scientific, "fixed": _fixed}
     source = (files("phisight") / "compare" / TEMPLATE).read_text(encoding="utf-8")
-    most = max((value or 0.0 for each in report["variants"] for value in each["stages"].values()), default=0.0)
+    variants = report["variants"]
     return environment.from_string(source).render(
         report=report,
         plots=_plots(report),
-        stages=[each for each in report["variants"] if each["stages"]],
-        most=max(most, *(each["kld"]["mean"] for each in report["variants"]), 1e-300),
+        cards=_cards(report),
+        formats={each["format"] for each in variants},
+        hollow=any(not each["as_run"] for each in variants),
+        baselines=any(each["baseline"] for each in variants),
+        stages=[each for each in variants if each["stages"]],
+        inner=_inner(variants),
         rates=[name for name in RATES if report["reference"]["speed"].get(name)],
         examples=_examples(report, comparison),
     )
+
+
+def _cards(report: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """What to look at first, of the variants as they are run: a title, the variant, and its figures in words."""
+    variants = [each for each in report["variants"] if each["as_run"] and each["kld"]["mean"] > 0]
+    if len(variants) < 2:
+        return []
+    reference = report["reference"]
+    closest = min(variants, key=lambda each: float(each["kld"]["mean"]))
+    smallest = min(variants, key=lambda each: (int(each["bytes"]), float(each["kld"]["mean"])))
+    cards = [
+        ("Closest to the reference", closest, f"{_percent(closest['same_top1'], 2)} the same likeliest token"),
+        (
+            "Smallest",
+            smallest,
+            f"{smallest['bytes'] / 1e6:,.1f} MB, {_times(reference['bytes'], smallest['bytes'])} less",
+        ),
+    ]
+    timed = [each for each in variants if _decoding(each)]
+    if timed and (own := _decoding(reference)):
+        fastest = max(timed, key=lambda each: _decoding(each) or 0.0)
+        speed = _decoding(fastest) or 0.0
+        cards.append(("Fastest to decode", fastest, f"{speed:,.0f} tokens/s, {_times(speed, own)} the reference's"))
+    return [
+        (title, each, f"{said}, KL divergence {_scientific(each['kld']['mean'])}, {_percent(each['score'])} right")
+        if each["score"] is not None
+        else (title, each, f"{said}, KL divergence {_scientific(each['kld']['mean'])}")
+        for title, each, said in cards
+    ]
+
+
+def _times(value: float, other: float) -> str:
+    return f"{value / other:.1f} times"
+
+
+def _decoding(described: dict[str, Any]) -> float | None:
+    """Tokens per second."""
+    rate = described["speed"].get(DECODING)
+    return None if rate is None else float(rate["median"])
+
+
+def _inner(variants: list[dict[str, Any]]) -> set[str]:
+    """Stages that are parts of another one of the same table."""
+    names = {stage for each in variants for stage in each["stages"]}
+    if "head" not in names:
+        return set()
+    return {name for name in names if name in ("tower", "projector", "head", KV_CACHE) or name.startswith("layer")}
 
 
 def _plots(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Title and SVG of each plot for which there is something to show."""
     size = {id(each): each["bytes"] / 1e6 for each in report["variants"]}
     kld = {id(each): each["kld"]["mean"] for each in report["variants"]}
-    speed = {id(each): (each["speed"].get(DECODING) or {}).get("median") for each in report["variants"]}
+    speed = {id(each): _decoding(each) for each in report["variants"]}
     score = {id(each): None if each["score"] is None else 100 * each["score"] for each in report["variants"]}
     plots = []
     for title, (x, across), (y, up) in (
@@ -76,7 +128,7 @@ def _points(
             if each["score"] is not None:
                 details += f", {100 * each['score']:.1f} % right"
             name = each["name"].replace("accuracy_level", "level")
-            points.append(Point(name, x, y, each["format"], each["as_run"], details))
+            points.append(Point(name, x, y, each["format"], each["as_run"], details, each["baseline"]))
     return points
 
 

@@ -23,7 +23,7 @@ MOST_LABEL = 30
 
 @dataclass(frozen=True)
 class Point:
-    """A variant: where it lies, and in `details` its figures for a tooltip."""
+    """A variant: where it lies, and in `details` its figures for a tooltip. `ringed` gets a ring around its mark."""
 
     name: str
     x: float
@@ -31,6 +31,7 @@ class Point:
     format: str
     filled: bool
     details: str
+    ringed: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis) -> str:
             f"<title>{escape(title)}</title><desc>{escape(said)}</desc>",
             *_axes(across, up, x, y),
             _front(front, across, up),
+            *(_ring(across.at(point.x), up.at(point.y)) for point in points if point.ringed),
             *(_mark(point, across.at(point.x), up.at(point.y)) for point in points),
             *_labels(points, across, up),
             "</svg>",
@@ -161,6 +163,10 @@ def _mark(point: Point, x: float, y: float) -> str:
     if point.format == "checkpoint":
         return f'<path {kind} d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z">{told}</path>'
     return f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}" r="5.5">{told}</circle>'
+
+
+def _ring(x: float, y: float) -> str:
+    return f'<ellipse class="ring" cx="{x:.1f}" cy="{y:.1f}" rx="10" ry="10"/>'
 
 
 def _labels(points: Sequence[Point], across: _Scale, up: _Scale) -> list[str]:

@@ -8,7 +8,6 @@ stages:    one stage of the variant among the reference's others -> the KL diver
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -19,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.compare.metrics import Positions, positions_of
-from phisight.compare.passages import Asking, Passage, Question, Window, ask, to_score
+from phisight.compare.metrics import Positions
+from phisight.compare.passages import Asking, Passage, Question, Window
+from phisight.compare.scoring import against, measure, refer, unchanged
 from phisight.compare.speed import chosen, measure_speed
 from phisight.compare.stages import KV_CACHE, FineStage, Mixer, can_be_mixed, fine_stages
 from phisight.compare.subjects import Subject
@@ -28,7 +28,6 @@ from phisight.compare.swaps import features_of, with_embeddings, with_features
 from phisight.compare.workspace import Record, Workspace, fingerprint
 from phisight.errors import InputError, PhisightError
 from phisight.model import Model
-from phisight.naflex import Patches
 
 __all__ = ["Comparison", "Measured", "Progress", "compare"]
 
@@ -128,7 +127,7 @@ class _Run:
         todo += [each for each in self._pictured() if each not in todo and not self._has("features", subject, each)]
         with self._opened(subject, f"reference {subject.name}", todo) as opened:
             for passage, model in opened:
-                values, logits, patches = _refer(model, passage, self._asking)
+                values, logits, patches = refer(model, passage, self._asking)
                 self._keep("features", subject, passage, {}, features_of(model, patches) if self.stages else None)
                 self._keep("reference", subject, passage, values, {"logits": logits})
 
@@ -141,14 +140,14 @@ class _Run:
         with self._opened(variant, variant.name, todo) as opened:
             for passage, model in opened:
                 right = self.record("reference", self._reference, passage)
-                values, positions, patches = _measure(model, passage, right, self._asking)
+                values, positions, patches = measure(model, passage, right, self._asking)
                 if self.stages:
                     self._keep("features", variant, passage, {}, features_of(model, patches))
                     ids, images = with_features(right.values["ids"], self._features(self._reference, passage))
                     if table is not None:
                         ids, images = with_embeddings(ids, images, table)
                     logits = model.score(ids, images, last=len(right.values["targets"]))
-                    self._keep("decoder", variant, passage, _against(right, logits).as_json())
+                    self._keep("decoder", variant, passage, against(right, logits).as_json())
                 self._keep("variant", variant, passage, {**values, "positions": positions.as_json()})
 
     def exchange(self, variants: Iterable[Subject]) -> None:
@@ -171,7 +170,7 @@ class _Run:
                 if kind == "embeddings" and (table := variant.embeddings()) is not None:
                     ids, images = with_embeddings(ids, images, table)
                 logits = model.score(ids, images, last=len(right.values["targets"]))
-                self._keep(kind, variant, passage, _against(right, logits).as_json())
+                self._keep(kind, variant, passage, against(right, logits).as_json())
 
     def separate(self, variant: Subject) -> None:
         """Put each finer stage of an ONNX variant among the reference's others, in graphs joined for that."""
@@ -207,8 +206,8 @@ class _Run:
         ids, last = right.values["ids"], len(right.values["targets"])
         if stage.file == "vision.onnx" and isinstance(passage, Question):
             patches = [model.preprocess(picture, self._asking.max_patches) for picture in passage.pictures()]
-            return _against(right, model.score(ids, patches, last=last))
-        return _against(right, model.score(*with_features(ids, self._features(self._reference, passage)), last=last))
+            return against(right, model.score(ids, patches, last=last))
+        return against(right, model.score(*with_features(ids, self._features(self._reference, passage)), last=last))
 
     def time(self, subject: Subject) -> None:
         """Measure speed and memory."""
@@ -280,7 +279,7 @@ class _Run:
                 found.append(Positions.from_json(self.record(kind, variant, passage).values))
             else:
                 right = self.record("variant", variant, passage).values["positions"]["reference"]
-                found.append(_unchanged(np.array(right, np.float64)))
+                found.append(unchanged(np.array(right, np.float64)))
         return tuple(found)
 
     def _pictured(self) -> list[Passage]:
@@ -330,46 +329,3 @@ class _Run:
         for piece in todo:
             yield piece, model
             bar.add(1)
-
-
-def _refer(
-    model: Model, passage: Passage, asking: Asking
-) -> tuple[dict[str, Any], NDArray[np.float32], tuple[Patches, ...]]:
-    """The reference's values, its logits at the positions that count, (positions, vocab), and what it saw."""
-    if isinstance(passage, Window):
-        ids, targets = to_score(passage)
-        return {"ids": ids, "targets": targets}, model.score(ids, (), last=len(targets)), ()
-    asked = ask(model, passage, asking)
-    ids = (*asked.prompt_ids, *asked.answer_ids)
-    logits = model.score(ids, asked.patches, last=len(asked.answer_ids) + 1)
-    # Behind the answer's last token the reference finds its end likeliest, or what would have come next.
-    end = int(logits[-1, : model.tokenizer.vocab_size].argmax())
-    values = {"ids": ids, "targets": (*asked.answer_ids, end), "pixels": _digests(asked.patches)}
-    return values | asked.as_json(), logits, asked.patches
-
-
-def _measure(
-    model: Model, passage: Passage, right: Record, asking: Asking
-) -> tuple[dict[str, Any], Positions, tuple[Patches, ...]]:
-    """The variant's values, the positions of the reference's answer, and what the variant saw."""
-    values: dict[str, Any] = {}
-    patches: tuple[Patches, ...] = ()
-    if isinstance(passage, Question):
-        asked = ask(model, passage, asking)
-        patches = asked.patches
-        values = {"pixels": _digests(patches), **asked.as_json()}
-    logits = model.score(right.values["ids"], patches, last=len(right.values["targets"]))
-    return values, _against(right, logits), patches
-
-
-def _against(right: Record, logits: NDArray[np.float32]) -> Positions:
-    return positions_of(right.arrays["logits"], logits, right.values["targets"])
-
-
-def _unchanged(reference: NDArray[np.float64]) -> Positions:
-    """Positions at which nothing was exchanged."""
-    return Positions(np.zeros(len(reference)), np.ones(len(reference), np.bool_), reference, reference)
-
-
-def _digests(patches: Iterable[Patches]) -> list[str]:
-    return [hashlib.sha256(image.digest).hexdigest()[:16] for image in patches]
