@@ -233,24 +233,58 @@ def test_weights_that_lie_on_the_grid_are_kept() -> None:
         np.testing.assert_array_equal(dequantize_blocks(method.quantize(w, scheme, statistics(inputs(96)))), w)
 
 
-def test_channel_scales_lessen_the_error_of_an_outlier_channel() -> None:
-    w, others = matrix(64, 96), matrix(32, 96, seed=1)
+@pytest.mark.parametrize("method", [RoundToNearest(), ScaleSearch()])
+def test_channel_scales_lessen_the_error_of_an_outlier_channel(method: Method) -> None:
+    matrices = matrix(64, 96), matrix(32, 96, seed=1)
     known = statistics(inputs(96))
-    found = search_channel_scales([w, others], Q4, known)
+    moments = InputStatistics(known.second_moment, None, known.count)
+    found = search_channel_scales(matrices, Q4, known, method)
     assert found.scale.shape == (96,)
     assert found.scale[48] > 2 * np.median(found.scale)  # the outlier
-    assert found.error < 0.8 * found.plain_error
-    plain = objective(w, quantize_blocks(w, Q4), known) + objective(others, quantize_blocks(others, Q4), known)
+    assert found.error < 0.9 * found.plain_error
+    plain = sum(objective(each, method.quantize(each, Q4, moments), known) for each in matrices)
     assert found.plain_error == pytest.approx(plain, rel=1e-4)
-    folded = known.scaled(1 / found.scale)
-    scaled = [each * found.scale for each in (w, others)]
-    rounded = sum(objective(each, quantize_blocks(each, Q4), folded) for each in scaled)
-    assert found.error == pytest.approx(rounded, rel=1e-3)
-    clipped = sum(objective(each, Awq().quantize(each, Q4, folded), folded) for each in scaled)
-    assert clipped < rounded
+    # Over the scales, the error of scaled weights for scaled inputs is one of the weights for the inputs.
+    folded, unit = known.scaled(1 / found.scale), moments.scaled(1 / found.scale)
+    scaled = [each * found.scale for each in matrices]
+    error = sum(objective(each, method.quantize(each, Q4, unit), folded) for each in scaled)
+    assert found.error == pytest.approx(error, rel=1e-3)
+    for better in Awq(), Gptq():
+        assert sum(objective(each, better.quantize(each, Q4, folded), folded) for each in scaled) < error
     # The layer itself is unchanged: scaled weights and inputs have the same outputs.
-    x = inputs(96)
+    x, w = inputs(96), matrices[0]
     np.testing.assert_allclose((x / found.scale) @ scaled[0].T, x @ w.T, rtol=1e-3, atol=1e-3 * np.abs(x @ w.T).max())
+
+
+def test_channel_scales_are_chosen_for_the_method_that_follows() -> None:
+    """Judged by plain rounding they are no better for the search of block scales, and here they are worse."""
+    matrices = [matrix(64, 96, seed=seed) for seed in range(4)]
+    known = statistics(inputs(96))
+    searched = search_channel_scales(matrices, Q4, known)
+    rounded = search_channel_scales(matrices, Q4, known, RoundToNearest())
+
+    def error(scale: Floats) -> float:
+        moments = InputStatistics(known.second_moment, None, known.count).scaled(1 / scale)
+        blocks = [ScaleSearch().quantize(each * scale, Q4, moments) for each in matrices]
+        return sum(
+            objective(each * scale, found, known.scaled(1 / scale))
+            for each, found in zip(matrices, blocks, strict=True)
+        )
+
+    assert error(searched.scale) == pytest.approx(searched.error, rel=1e-3)
+    assert error(searched.scale) <= error(rounded.scale) < searched.plain_error
+
+
+def test_channel_scales_of_one_origin_are_equal() -> None:
+    """As where heads share what the scales are folded into: every candidate is one that can be folded."""
+
+    def pairs(scale: Floats) -> Floats:
+        return np.repeat(np.sqrt(scale.reshape(-1, 2).prod(axis=1)), 2).astype(np.float32)
+
+    w, known = matrix(64, 96), statistics(inputs(96))
+    found = search_channel_scales([w], Q4, known, admit=pairs)
+    np.testing.assert_array_equal(found.scale[::2], found.scale[1::2])
+    assert search_channel_scales([w], Q4, known).error < found.error < found.plain_error
 
 
 def test_channel_scales_of_one_where_none_helps() -> None:

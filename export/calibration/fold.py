@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,8 @@ from phisight.export.checkpoint import Checkpoint
 from phisight.export.names import FINAL_NORM, HEAD, decoder_layer
 from phisight.export.parallel import in_parallel, naming
 from phisight.export.quantized import QuantizedWeights
-from phisight.quant.blocks import dequantize_blocks, quantize_blocks
 from phisight.quant.methods.awq import SAMPLE, Awq, search_channel_scales
-from phisight.quant.methods.base import InputStatistics, row_errors
+from phisight.quant.methods.base import InputStatistics, Method
 from phisight.quant.scheme import BlockScheme, Scheme
 
 __all__ = ["AwqQuantizer", "Folding"]
@@ -49,14 +49,22 @@ class Folding:
 
 
 class AwqQuantizer:
-    """A consumer of calibration, as `LayerQuantizer`, that scales channels before it quantises."""
+    """A consumer of calibration, as `LayerQuantizer`, that scales channels before `method` quantises."""
 
     def __init__(
-        self, checkpoint: Checkpoint, schemes: Mapping[str, Scheme], target: QuantizedWeights, *, follow: bool = True
+        self,
+        checkpoint: Checkpoint,
+        schemes: Mapping[str, Scheme],
+        target: QuantizedWeights,
+        method: Method | None = None,
+        *,
+        follow: bool = True,
     ) -> None:
+        """`method` is the clipping search of `Awq` unless given."""
         self._checkpoint = checkpoint
         self._schemes = schemes
         self._target = target
+        self._method = method or Awq()
         self._follow = follow
         self.notes: list[str] = []
 
@@ -89,13 +97,10 @@ class AwqQuantizer:
         source = self._checkpoint.tensors[name]
         step = -(-source.shape[0] // SAMPLE)
         sample = np.concatenate([source.rows(row, row + 1) for row in range(0, source.shape[0], step)])
-        found = search_channel_scales([sample], scheme, statistics)
         if not name.endswith("o_proj.weight"):
-            return found.scale
-        tied = _tied(found.scale, self._checkpoint.config.decoder)
-        restored = dequantize_blocks(quantize_blocks(sample * tied, scheme)) / tied
-        better = float(row_errors(sample, restored, statistics).sum()) < found.plain_error
-        return tied if better else np.ones_like(tied)
+            return search_channel_scales([sample], scheme, statistics).scale
+        tied = partial(_tied, decoder=self._checkpoint.config.decoder)
+        return search_channel_scales([sample], scheme, statistics, admit=tied).scale
 
     def _fold_norm(self, norm: str, scale: Floats, layer: LayerInputs) -> None:
         vector = self._checkpoint.tensors[norm].load() / scale
@@ -118,7 +123,7 @@ class AwqQuantizer:
         name = folding.weight
         source, scheme = self._checkpoint.tensors[name], self._schemes[name]
         assert isinstance(scheme, BlockScheme)
-        quantizer = Awq().prepare(scheme, statistics.scaled((1 / folding.columns).astype(np.float32)))
+        quantizer = self._method.prepare(scheme, statistics.scaled((1 / folding.columns).astype(np.float32)))
         self.notes += [f"{name}: {note}" for note in quantizer.notes]
 
         def folded() -> Iterator[Floats]:

@@ -128,6 +128,8 @@ class GptqQuantizer:
             rows = weights[start : start + ROWS]
             best = blocks.part(slice(start, start + ROWS))
             least = row_errors(rows, dequantize_blocks(best), self.statistics)
+            if not least.any():  # weights that lie on the grid, as those of a head that was INT8 before
+                continue
             for other in self.plain.quantize(rows), self._corrected(rows, self.costs.quantize(rows)):
                 errors = row_errors(rows, dequantize_blocks(other), self.statistics)
                 best.replace(errors < least, other)
