@@ -38,7 +38,7 @@ COMMANDS = {
     "eval": Command("phisight.cli.eval", "ask questions whose answers are known, and count the right ones"),
     "compare": Command("phisight.cli.compare", "measure what each quantisation costs and buys"),
     "batch": Command("phisight.cli.batch", "answer a file of questions, resuming where it stopped"),
-    "serve": Command("phisight.cli.serve", "answer over HTTP, as OpenAI's API does"),
+    "serve": Command("phisight.cli.serve", "serve a model to programs over the network"),
     "tokens": Command("phisight.cli.tokens", "how many tokens a picture costs"),
     "resize": Command("phisight.cli.resize", "write a picture as the model sees it"),
     "export": Command("phisight.cli.export", "make a model directory from a checkpoint"),

@@ -51,14 +51,14 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Raises InputError, EngineError."""
+    if not 0 <= port <= 65535:  # glibc would take the last 16 bits
+        raise InputError(f"the port is {port}, wanted 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(address[:2], family=family, backlog=256)
     except socket.gaierror as error:
         raise InputError(f"the host {host!r} is no address of this machine: {error.strerror or error}") from None
-    except OverflowError:
-        raise InputError(f"the port is {port}, wanted 0 to 65535") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"port {port} of {host} is taken: give another one with --port") from None
