@@ -192,7 +192,7 @@ def test_the_page_stands_alone(compared: Compared) -> None:
                 opened.append(tag)
 
         def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            assert tag in ("rect", "line", "polyline")
+            assert tag in ("rect", "line", "polyline", "circle", "ellipse", "path")
 
         def handle_endtag(self, tag: str) -> None:
             assert opened.pop() == tag

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from phisight.compare.page import page_of
 from phisight.compare.plots import Axis, Point, pareto_front, scatter
+from phisight.compare.run import Comparison
 from phisight.compare.subjects import unique_names
 
 SIZE, KLD, SCORE = Axis("MB", "less"), Axis("KLD", "less", log=True), Axis("right", "more")
@@ -75,3 +80,61 @@ def test_unique_names(tmp_path: Path) -> None:
     assert names("a/x/m.gguf", "b/x/m.gguf") == ["a/x/m.gguf", "b/x/m.gguf"]
     assert names("a/int4", "a/int4", "int8", "b/int8") == ["int4", "int4 (2)", f"{tmp_path.name}/int8", "b/int8"]
     assert unique_names([]) == []
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page_in_light_and_dark(tmp_path: Path) -> None:
+    """The ground is the scheme's; marks, text and cards lie on it."""
+    described = {
+        **{
+            "path": "",
+            "format": "onnx",
+            "accuracy_level": None,
+            "as_run": True,
+            "baseline": False,
+            "bytes": 9,
+            "bpw": 4.5,
+        },
+        **{"bpw_all": 5, "tasks": {}, "score": None, "speed": {}},
+    }
+    kld = dict.fromkeys(("mean", "error", "median", "p99", "p999", "max"), 1e-3)
+    figures = {
+        "positions": 9,
+        "kld": kld,
+        "same_top1": 1,
+        "right_token": {"mean": 0, "rms": 0},
+        "ppl": 2,
+        "ppl_ratio": 1,
+    }
+    more = {"ppl_ratio_error": 0, "same_answers": None, "stages": {"pixels": 0, "decoder": 1e-3}, "worst": []}
+    report = {
+        **{
+            "schema": 1,
+            "phisight": "0",
+            "absent": [{"name": "gone", "reason": "missing", "install": "pip"}],
+            "notes": [],
+        },
+        "data": {"kind": "text", "source": "a.txt", "passages": 1, "positions": 9, "tasks": {}},
+        "reference": {**described, "name": "float", "ppl": 2},
+        "variants": [{**described, **figures, **more, "name": name} for name in ("first", "second")],
+    }
+    file = tmp_path / "report.html"
+    file.write_text(page_of(report, Comparison(None, (), (), {}, ())), encoding="utf-8")  # type: ignore[arg-type]
+    grounds = []
+    for scheme in (1, 0):
+        shot = tmp_path / f"{scheme}.png"
+        subprocess.run(
+            [
+                *("chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"),
+                *(f"--blink-settings=preferredColorScheme={scheme}", "--window-size=800,1600", f"--screenshot={shot}"),
+                file.as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        with Image.open(shot) as picture:
+            grounds.append(picture.convert("RGB").getpixel((2, 2)))
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+    assert min(grounds[0]) > 200
+    assert max(grounds[1]) < 60

@@ -53,8 +53,8 @@ EXAMPLES = f"""The reference answers each question by its likeliest tokens. Each
 the positions of that answer, from its own pixels on, and answers the question itself.
 
 DIR gets report.json, report.html, and in DIR/{WORK} what was measured: run it again with another variant and only that
-one is measured, and after a break it goes on. DIR/{WORK} can be deleted; it holds the reference's logits, 3.3 kB a
-position for the built-in model and 401 kB for the 15B model.
+one is measured, and after a break it goes on. DIR/{WORK} can be deleted; it holds baselines and the reference's logits,
+3.3 kB a position for the built-in model and 401 kB for the 15B model.
 
 --data demo      questions of the built-in tasks, {DEFAULT_N} of each, or --n
 --data FOLDER    your own pictures and questions, as for phisight eval --tasks FOLDER
@@ -181,7 +181,7 @@ def _subjects(
     args: argparse.Namespace, opening: Opening, passing: ExitStack, console: Console
 ) -> tuple[Subject, list[Subject], list[Absent]]:
     """The reference as it is run, the variants and baselines, ONNX ones at both accuracy levels, and what is absent."""
-    asked = [parse_baseline(given) for given in args.baseline]
+    asked = [*dict.fromkeys(parse_baseline(given) for given in args.baseline)]
     directory = checkpoint_of(args.reference, args.checkpoint) if asked else None
     pairs = [_pair(given) for given in (args.reference, *args.variants)]
     names = [unique_names([pairs[0][0]])[0], *unique_names([text for text, _ in pairs[1:]])]

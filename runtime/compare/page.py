@@ -64,7 +64,7 @@ def _cards(report: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
         (
             "Smallest",
             smallest,
-            f"{smallest['bytes'] / 1e6:,.1f} MB, {_times(reference['bytes'], smallest['bytes'])} less",
+            f"{smallest['bytes'] / 1e6:,.1f} MB, {_times(reference['bytes'], smallest['bytes'])} smaller",
         ),
     ]
     timed = [each for each in variants if _decoding(each)]

@@ -193,7 +193,7 @@ def _labels(points: Sequence[Point], across: _Scale, up: _Scale) -> list[str]:
 
 def _places(x: float, y: float, width: float) -> list[tuple[float, float]]:
     """Left edge and middle of where a name may stand, the best first. A name without a place is in the tooltip."""
-    beside = [(x + 11, y), (x - 11 - width, y), (x - width / 2, y - 16), (x - width / 2, y + 16)]
+    beside = [(x + 13, y), (x - 13 - width, y), (x - width / 2, y - 16), (x - width / 2, y + 16)]
     farther = [
         (left, y + sign * LINE * lines)
         for lines in range(1, 9)
