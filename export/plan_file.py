@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def write_plan(path: Path, document: Mapping[str, Any]) -> None:
         beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8", newline="\n")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise PhisightError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
