@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from phisight.backends.ort_session import SessionSettings
+from phisight.config import DecoderConfig
 from phisight.errors import PhisightError
 from phisight.export.calibration.held_out import HeldOut
 from phisight.export.calibration.layer_graph import LAYER
@@ -42,6 +43,8 @@ from phisight.quant.stored_types import Restorer, StoredType
 __all__ = ["Sensitivity", "SensitivityMeter"]
 
 MEASURED = "sensitivities"
+MATRICES = 4
+"""Of a layer."""
 SAMPLE = 512
 """Rows of a matrix on which types are told apart."""
 
@@ -92,8 +95,12 @@ class SensitivityMeter:
     @staticmethod
     def work(layers: int, positions: int) -> int:
         """What `progress` will count."""
-        matrices = 4
-        return positions * sum(2 + matrices * index + matrices for index in range(layers))
+        return positions * sum(2 + MATRICES * (index + 1) for index in range(layers))
+
+    @staticmethod
+    def disk(decoder: DecoderConfig, positions: int) -> int:
+        """Bytes that the streams take at most, behind the last layer and before it."""
+        return 4 * decoder.hidden_size * positions * (4 + MATRICES * (2 * decoder.num_layers - 1))
 
     def _pass(self, layer: LayerInputs) -> None:
         """The streams of all matrices before this layer, and one more for each of its own."""
@@ -141,16 +148,16 @@ class SensitivityMeter:
         source = self._checkpoint.tensors[name]
         step = -(-source.shape[0] // SAMPLE)
         sample = np.concatenate([source.rows(row, row + 1) for row in range(0, source.shape[0], step)])
-        first: Restorer | None = None
         errors: dict[str, float] = {}
+        restore: Restorer | None = None
         with naming(name):
-            for each in self._types[name]:
+            for each in reversed(self._types[name]):
+                restore = None  # one Hessian's factor at a time: of 17920 columns it takes 1.2 GiB
                 restore = each.restorer(statistics)
                 errors[each.label] = float(row_errors(sample, restore(sample), statistics).sum())
-                first = first or restore
-        assert first is not None
-        measured = next(iter(errors.values()))
-        return first, {label: error / measured if measured else 0.0 for label, error in errors.items()}
+        assert restore is not None
+        measured = errors[self._types[name][0].label]
+        return restore, {label: error / measured if measured else 0.0 for label, error in errors.items()}
 
     def _keep(self, stage: str, errors: Mapping[str, Mapping[str, float]]) -> None:
         self._file(stage).write_text(json.dumps(errors), encoding="utf-8")
