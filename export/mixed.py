@@ -17,7 +17,7 @@ from phisight.export.calibration.sensitivity import Sensitivity
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.gguf_plan import BLOCK_SCHEMES, GgufPlan
 from phisight.export.names import EMBEDDINGS, expected_tensors, gguf_name
-from phisight.export.plan import Plan
+from phisight.export.plan import SCALING_METHODS, Plan
 from phisight.export.plan_file import SCHEMA
 from phisight.manifest import bits_per_weight
 from phisight.quant.allocation import Allocation, Choice, Frontier
@@ -37,8 +37,9 @@ METHODS: dict[str, Method] = {
     "search": ScaleSearch(),
     "awq": Awq(),
     "gptq": Gptq(),
+    "awq+gptq": Gptq(name="awq+gptq"),
 }
-"""By which each matrix is tried. Of awq its clipping alone: scales of channels go beyond one matrix."""
+"""By which each matrix is tried: of awq without the scales of channels, which go beyond one matrix."""
 TEXT_PARTS = ("decoder", "head", "embeddings")
 GGML_TYPES = ("Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q4_1", "Q5_0", "Q5_1")
 """That are tried beside Q4_0 and Q8_0, as far as rows fit their blocks."""
@@ -146,7 +147,7 @@ def gguf_types(checkpoint: Checkpoint, method: Method) -> tuple[dict[str, list[S
     ours: list[str] = list(BLOCK_SCHEMES)
     others: tuple[str, ...] = GGML_TYPES
     note = None
-    if method.name == "awq":
+    if method.name in SCALING_METHODS:
         others, note = (), "awq scales layers whose matrices all go by it: q4_0 and q8_0 alone are tried"
     else:
         try:

@@ -14,6 +14,8 @@ from phisight.manifest import TensorEntry
 from phisight.quant.scheme import SCHEMES, BlockScheme, BlockSize, ChannelScheme, FloatScheme, FloatType, Scheme
 
 __all__ = [
+    "HESSIAN_METHODS",
+    "SCALING_METHODS",
     "DecoderType",
     "ExportOptions",
     "HeadType",
@@ -32,7 +34,10 @@ VisionType = Literal["f32", "f16", "int8", "w8a8"]
 OnnxVisionType = Literal["f32", "f16", "int8", "w8a8", "none"]
 """The tower beside GGUF files."""
 HeadType = Literal["f32", "f16", "int8", "int4"]
-Method = Literal["rtn", "search", "awq", "gptq"]
+Method = Literal["rtn", "search", "awq", "gptq", "awq+gptq"]
+SCALING_METHODS: tuple[Method, ...] = ("awq", "awq+gptq")
+"""Scale channels of all matrices of a layer together."""
+HESSIAN_METHODS: tuple[Method, ...] = ("gptq", *SCALING_METHODS)
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,7 @@ def make_plan(config: ModelConfig, options: ExportOptions) -> Plan:
         if label not in allowed:
             raise InputError(f"the plan has {label!r} for {name}, wanted one of {', '.join(allowed)}")
         schemes[name] = SCHEMES[label]
-    if options.method == "awq":
+    if options.method in SCALING_METHODS:
         _check_foldable(schemes, specs)
     unused = [name for name, spec in specs.items() if spec.part == "unused"]
     return Plan(options, specs, schemes, unused)

@@ -106,7 +106,9 @@ def test_what_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
-@pytest.mark.parametrize(("method", "decoder"), [("search", "int8"), ("awq", "int4"), ("gptq", "int4")])
+@pytest.mark.parametrize(
+    ("method", "decoder"), [("search", "int8"), ("awq", "int4"), ("gptq", "int4"), ("awq+gptq", "int4")]
+)
 def test_an_export_by_a_method(
     method: str,
     decoder: str,
@@ -163,7 +165,7 @@ def test_both_formats_hold_the_same_numbers(method: str, tmp_path: Path, capsys:
 def test_options_of_calibration_without_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ([], ["--method", "rtn"]):
         arguments = ("export", "demo", str(tmp_path / "x"), *options, "--calibration", "demo")
-        assert "--calibration goes with --method search, awq or gptq" in _fails(capsys, *arguments)
+        assert "--calibration goes with --method search, awq, gptq or awq+gptq" in _fails(capsys, *arguments)
     arguments = ("export", "demo", str(tmp_path / "x"), "--format", "gguf", "--decoder", "q4_k_m", "--method", "gptq")
     assert "q4_k_m does not go by the method gptq" in _fails(capsys, *arguments)
     assert main(["export", "demo", str(tmp_path / "x"), "--decoder", "f32", "--method", "gptq"]) == 0

@@ -42,8 +42,8 @@ GGUF: --decoder q4_0 (default), q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, f32, iq4_
 for ONNX by the checkpoint's {{"lm_head.weight": "int8 block 32"}}.
 
 --method search fits each block's scale to the inputs' second moments, awq scales channels of large inputs up and clips,
-gptq corrects each rounding error by the weights that are rounded later. All three read calibration data first, layer by
-layer.
+gptq corrects each rounding error by the weights that are rounded later, awq+gptq does so after awq's scaling. All of
+them read calibration data first, layer by layer.
 
 {MIXED_HELP}
 
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=["rtn", "search", "awq", "gptq"],
+        choices=["rtn", "search", "awq", "gptq", "awq+gptq"],
         help="how blocks are chosen, of q4_0 and q8_0 in GGUF; all but rtn calibrate first (default: rtn)",
     )
     add_calibration_options(parser)
@@ -133,8 +133,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for name in CALIBRATION_OPTIONS if args.method in (None, "rtn") and not mixed else ():
         if getattr(args, name) is not None:
             raise InputError(
-                f"--{name.replace('_', '-')} goes with --method search, awq or gptq, and with --size or --budget: "
-                "name one, or leave it out"
+                f"--{name.replace('_', '-')} goes with --method search, awq, gptq or awq+gptq, and with --size or "
+                "--budget: name one, or leave it out"
             )
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
@@ -157,7 +157,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if found is not None:
         result |= {"plan_file": str(plan_place(args.out)), "measured": found.document}
     if args.dry_run:
-        _clear_work(args)
+        if mixed:
+            _clear_work(args)
         if args.json:
             console.document(result | {"dry_run": True})
         return 0

@@ -44,6 +44,7 @@ def quantize(
     with needs_extra("export"):
         from phisight.export.calibration.fold import AwqQuantizer
         from phisight.export.calibration.quantize import LayerQuantizer
+        from phisight.export.plan import HESSIAN_METHODS
         from phisight.export.quantized import QuantizedWeights
         from phisight.quant.methods.gptq import Gptq
         from phisight.quant.methods.search import ScaleSearch
@@ -53,13 +54,15 @@ def quantize(
     match plan.options.method:
         case "awq":
             quantizer = AwqQuantizer(checkpoint, plan.schemes, weights)
+        case "awq+gptq":
+            quantizer = AwqQuantizer(checkpoint, plan.schemes, weights, Gptq())
         case "gptq":
             quantizer = LayerQuantizer(checkpoint, plan.schemes, Gptq(), weights)
         case _:
             quantizer = LayerQuantizer(checkpoint, plan.schemes, ScaleSearch(), weights)
     schemes = {name: scheme.label for name, scheme in plan.schemes.items()}
     purpose = json.dumps([plan.options.as_json(), schemes])
-    hessians = plan.options.method in ("awq", "gptq")
+    hessians = plan.options.method in HESSIAN_METHODS
     calibration = calibrate(args, checkpoint, data, console, quantizer, hessians=hessians, purpose=purpose, work=work)
     for note in quantizer.notes:
         console.note(f"phisight: note: {note}")
