@@ -239,6 +239,22 @@ def test_what_does_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "out").exists()
 
 
+def test_the_work_directory_is_nobody_elses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("export", "demo", str(tmp_path / "out"), "--size", "4.9bpw", *QUICK)
+    letter = tmp_path / "out.work" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("mine")
+    assert "out.work is neither empty nor of a measurement" in _fails(capsys, *arguments)
+    assert letter.read_text() == "mine"
+    letter.unlink()
+    letter.parent.rmdir()
+    monkeypatch.setattr(SensitivityMeter, "disk", lambda decoder, positions: 1 << 60)
+    assert "measuring needs 1152921504.61 GB" in _fails(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def _even(types: dict[str, list[StoredType]]) -> dict[str, Sensitivity]:
     """All matrices alike; each type has half the error of the one before it."""
     return {

@@ -39,6 +39,8 @@ tried as a whole, is no higher. The plan is printed and saved as OUT.plan.json; 
 
 HELD_OUT_TOKENS = 8192
 ATTEMPTS = 5
+SENSITIVITY, STREAMS, ATTEMPT = "sensitivity", "streams", "attempt-"
+"""Folders in the work directory."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def mix(
     """
     with needs_extra("export"):
         from phisight.export.calibration.held_out import hold_out
+        from phisight.export.calibration.sensitivity import SensitivityMeter
         from phisight.export.mixed import Target, mixed_plan
 
     target = Target.size(args.size) if args.size is not None else Target.budget(args.budget)
@@ -120,9 +123,7 @@ def mix(
         f"{'their answers' if held_out.questions else 'their second halves'}"
     )
     work = work_directory(args.out)
-    if (work / "journal.json").exists():
-        raise InputError(f"{work} belongs to a calibration with other options: remove it, or choose another OUT")
-    work.mkdir(exist_ok=True)
+    _check_work(work, SensitivityMeter.disk(checkpoint.config.decoder, held_out.positions))
     trier = _Trier(args, checkpoint, data, held_out, work, console)
     types, sensitivities = trier.measure()
     scale, scored = 1.0, held_out.scored
@@ -139,8 +140,8 @@ def mix(
             f"phisight: note: {mixed.allocation.bytes:,} bytes bring {measured:.3g}, reckoned were "
             f"{mixed.allocation.kld:.3g}: more are taken"
         )
-        scale *= 1.02 * measured / mixed.allocation.kld
-        shutil.rmtree(work / f"attempt-{attempt}", ignore_errors=True)
+        scale *= 1.02 * measured / max(mixed.allocation.kld, 1e-12)
+        shutil.rmtree(work / f"{ATTEMPT}{attempt}", ignore_errors=True)
     raise PhisightError(
         f"{target.text} was not met in {ATTEMPTS} attempts, the last brought {measured:.3g}: give a --size"
     )
@@ -169,16 +170,17 @@ class _Trier:
     def measure(self) -> tuple[dict[str, list[StoredType]], dict[str, Sensitivity]]:
         """The types of each matrix, and its sensitivity."""
         from phisight.export.calibration.sensitivity import SensitivityMeter
+        from phisight.export.plan import HESSIAN_METHODS
 
         types = self._types()
-        folder = self._work / "sensitivity"
+        folder = self._work / SENSITIVITY
         layers = self._checkpoint.config.decoder.num_layers
         total = SensitivityMeter.work(layers, self._held_out.positions)
         labels = {name: [each.label for each in kinds] for name, kinds in types.items()}
         purpose = json.dumps([self._method, labels, self._held_out.data.digest])
         with self._console.progress("sensitivity", total, "tok") as bar:
             meter = SensitivityMeter(
-                self._checkpoint, types, self._held_out, self._work / "streams", self._settings(), bar.add
+                self._checkpoint, types, self._held_out, self._work / STREAMS, self._settings(), bar.add
             )
             calibrate(
                 self._args,
@@ -186,7 +188,7 @@ class _Trier:
                 self._data,
                 self._console,
                 meter,
-                hessians=self._method in ("awq", "gptq"),
+                hessians=self._method in HESSIAN_METHODS,
                 purpose=purpose,
                 work=folder,
             )
@@ -202,7 +204,7 @@ class _Trier:
 
         quantized = None
         if self._method != "rtn":
-            work = self._work / f"attempt-{attempt}"
+            work = self._work / f"{ATTEMPT}{attempt}"
             quantized = quantize(self._args, self._checkpoint, plan, self._data, work, self._console)
             plan = weighed_plan(self._checkpoint, plan, quantized, self._data)
         chosen = {
@@ -216,8 +218,11 @@ class _Trier:
             {} if quantized is None else quantized.moments,
         )
         total = trial_work(self._checkpoint.config.decoder.num_layers, self._held_out.positions)
-        with self._console.progress("trial", total, "tok") as bar:
-            divergence = plan_divergence(weights, self._held_out, self._work / "streams", self._settings(), bar.add)
+        try:
+            with self._console.progress("trial", total, "tok") as bar:
+                divergence = plan_divergence(weights, self._held_out, self._work / STREAMS, self._settings(), bar.add)
+        except OSError as error:
+            raise PhisightError(f"the trial in {self._work} failed: {error.strerror or error}: make room") from error
         return plan, quantized, divergence.kld_mean
 
     def _types(self) -> dict[str, list[StoredType]]:
@@ -238,6 +243,19 @@ class _Trier:
         given = self._args.calibration_threads
         threads = choose_threads("auto" if given is None else given).count
         return SessionSettings(threads=threads, products=integer_products())
+
+
+def _check_work(work: Path, needed: int) -> None:
+    """Raises InputError for a work directory of something else, or a disk without room for `needed` bytes."""
+    known = (SENSITIVITY, STREAMS, ATTEMPT)
+    if work.exists() and not (work.is_dir() and all(path.name.startswith(known) for path in work.iterdir())):
+        raise InputError(f"{work} is neither empty nor of a measurement: remove it, or choose another OUT")
+    if not work.exists() and needed > (free := shutil.disk_usage(work.absolute().parent).free):
+        raise InputError(
+            f"measuring needs {needed / 1e9:.2f} GB in {work}, but {free / 1e9:.2f} GB are free: make room, or give "
+            f"fewer --held-out-tokens than {HELD_OUT_TOKENS}"
+        )
+    work.mkdir(exist_ok=True)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
