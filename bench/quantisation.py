@@ -1,6 +1,6 @@
 """All quantisations of a checkpoint beside each other, and the tables of docs/quantisation.md.
 
-    python bench/quantisation.py OUT [--checkpoint demo] [--n 100] [--threads N] [--write docs/quantisation.md]
+    python bench/quantisation.py OUT [--checkpoint demo] [--n 20] [--threads N] [--write docs/quantisation.md]
 
 Exports the checkpoint in float32 and in every form of RECIPES into OUT, makes an importance matrix, runs `phisight
 compare` with the baselines, and prints Markdown. What is there already is not made again: after a break, or with
@@ -24,6 +24,7 @@ RECIPES = {
     "int4-search": "--decoder int4 --method search",
     "int4-awq": "--decoder int4 --method awq",
     "int4-gptq": "--decoder int4 --method gptq",
+    "int4-awq-gptq": "--decoder int4 --method awq+gptq",
     "int4-asymmetric": "--decoder int4 --asymmetric",
     "mixed-4.8": "--size 4.8bpw --method gptq",
     "q4_0-gptq": "--format gguf --decoder q4_0 --method gptq",
@@ -117,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", default="demo")
-    parser.add_argument("--n", type=int, default=100, help="questions of each task")
+    parser.add_argument("--n", type=int, default=20, help="questions of each task")
     parser.add_argument("--threads", default="auto")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with the two markers")
     args = parser.parse_args()

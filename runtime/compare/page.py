@@ -34,7 +34,7 @@ SCORE = Axis("right answers in %", "more")
 def page_of(report: dict[str, Any], comparison: Comparison) -> str:
     """The page of a report; pictures are drawn or read anew. Raises ImageError."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "scientific": _scientific, "fixed": _fixed}
+    environment.filters |= {"percent": _percent, "scientific": _scientific, "fixed": _fixed, "level": _level}
     source = (files("phisight") / "compare" / TEMPLATE).read_text(encoding="utf-8")
     variants = report["variants"]
     return environment.from_string(source).render(
@@ -127,16 +127,16 @@ def _points(
             details = f"{each['bytes'] / 1e6:.1f} MB, KL divergence {each['kld']['mean']:.2e}"
             if each["score"] is not None:
                 details += f", {100 * each['score']:.1f} % right"
-            name = each["name"].replace("accuracy_level", "level")
+            name = _level(each["name"])
             points.append(Point(name, x, y, each["format"], each["as_run"], details, each["baseline"]))
     return points
 
 
 def _examples(report: dict[str, Any], comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Of each variant: its worst questions with all that is shown of them."""
+    """Of each variant as it is run: its worst questions with all that is shown of them."""
     pictures: dict[int, list[str]] = {}
     groups = []
-    for each in report["variants"]:
+    for each in (each for each in report["variants"] if each["as_run"]):
         rows = []
         for worst in each["worst"]:
             number = worst["passage"]
@@ -182,6 +182,11 @@ def _data_url(picture: Image.Image) -> str:
         shown.save(file, format="PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _level(name: str) -> str:
+    """A name that is shorter where it tells an accuracy level."""
+    return name.replace("(accuracy_level ", "(level ")
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

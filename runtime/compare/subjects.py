@@ -167,7 +167,8 @@ def subjects_of(
     # Of a GGUF directory that holds the tower twice, the one as ONNX is run.
     unused = "mmproj-" if gguf and "vision.onnx" in manifest.files else None
     files = {name: entry for name, entry in manifest.files.items() if not (unused and name.startswith(unused))}
-    hashes = {name: entry.sha256 for name, entry in files.items()}
+    # The options too: the same files may be run otherwise, as with image_attention.
+    hashes = {name: entry.sha256 for name, entry in files.items()} | {"options": repr(sorted(manifest.options.items()))}
 
     def subject(name: str, level: AccuracyLevel | None, *, as_run: bool) -> Subject:
         return Subject(
