@@ -129,7 +129,7 @@ def load_gguf(
         f"decoder: llama.cpp, {settings.gpu_layers} layers on a GPU, weights {'' if repack else 'not '}repacked, "
         f"KV cache {settings.kv_type}",
         f"vision: {engine}",
-        *attention_notes(attention, files.manifest),
+        *attention_notes(attention, files.manifest, whole_scores=settings.kv_type == "f16"),
     ]
     prompts = PromptBuilder(files.tokenizer, files.template)
     return Model(

@@ -44,12 +44,12 @@ def checked_attention(asked: ImageAttention | None, manifest: Manifest) -> Image
     return asked
 
 
-def attention_notes(attention: ImageAttention, manifest: Manifest) -> list[str]:
-    """What image attention other than the reference's means for memory."""
+def attention_notes(attention: ImageAttention, manifest: Manifest, *, whole_scores: bool = False) -> list[str]:
+    """What image attention other than the reference's means for memory; `whole_scores` as for `chunk_bytes`."""
     images = manifest.model.images
     if attention == "causal" or images is None:
         return []
-    size = chunk_bytes(manifest.model.decoder, images.max_patches)
+    size = chunk_bytes(manifest.model.decoder, images.max_patches, whole_scores=whole_scores)
     return [
         f"image attention bidirectional: an image is prefilled as one chunk, which takes about {size / 2**20:,.0f} MiB "
         f"for a moment at {images.max_patches} tokens"
