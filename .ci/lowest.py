@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("cpu", "export", "gguf", "heif", "test")
+EXTRAS = ("cpu", "export", "gguf", "heif", "serve", "test")
 TOOLS = ("ruff", "mypy")
 
 

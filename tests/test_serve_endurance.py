@@ -1,0 +1,158 @@
+"""The server under strain: anything as a body, clients that leave at random, many pictures, memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("starlette")
+
+CHAT = "/v1/chat/completions"
+LONG = pytest.mark.soak
+
+
+def data_url(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def drawn(seed: int) -> Image.Image:
+    """A picture that no other seed gives."""
+    values = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((96, 64), Image.Resampling.NEAREST)
+
+
+def about(url: str) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What does the text say?"}]
+    return {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def served(serve: Callable[..., Any]) -> Any:
+    return serve(queue=32, max_tokens=8, pixels=100_000)
+
+
+def idle(served: Any) -> bool:
+    service = served.server.service
+    return service.places.taken == 0 and service.engine.waiting == 0 and not service.engine.running
+
+
+def wait_until_idle(served: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not idle(served):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+URL = st.sampled_from(
+    ["data:image/png;base64,", data_url(drawn(1))[:60], data_url(drawn(1)), "file:///", "http://[", ""]
+)
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "x"])},
+    optional={
+        "text": st.text(max_size=9) | ANYTHING,
+        "image_url": ANYTHING | st.fixed_dictionaries({"url": URL | ANYTHING}),
+    },
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "developer"]) | ANYTHING},
+    optional={"content": st.text(max_size=9) | st.lists(PART, max_size=3) | ANYTHING, "reasoning_content": ANYTHING},
+)
+NAMES = [
+    *("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "stream"),
+    *("stream_options", "n", "response_format", "logprobs", "reasoning_effort", "chat_template_kwargs", "max_patches"),
+    *("thinking_budget", "tools", "logit_bias", "user", "presence_penalty", "zzz"),
+]
+SOUND = st.sampled_from(
+    [0, 1, 0.5, True, "demo", "high", [], {}, ["a"], {"type": "json_object"}, {"include_usage": True}]
+)
+BODY = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGE, max_size=3) | ANYTHING},
+    optional=dict.fromkeys(NAMES, SOUND | ANYTHING),
+)
+
+
+@pytest.mark.parametrize("examples", [60, pytest.param(5000, marks=LONG)])
+def test_nothing_is_worse_than_a_refusal(served: Any, examples: int) -> None:
+    statuses: dict[int, int] = {}
+    with httpx.Client(base_url=served.url, timeout=60, headers={"Content-Type": "application/json"}) as client:
+
+        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(BODY)
+        def post(body: Any) -> None:
+            answer = client.post(CHAT, content=json.dumps(body))
+            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+            assert answer.status_code in (200, 400, 404), answer.text
+            if answer.status_code != 200:
+                assert answer.json()["error"]["message"]
+            elif answer.headers["content-type"].startswith("text/event-stream"):
+                assert answer.text.endswith("data: [DONE]\n\n"), answer.text
+
+        post()
+    print(statuses)
+    wait_until_idle(served)
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(100, marks=LONG)])
+def test_clients_that_leave_at_any_moment(served: Any, count: int) -> None:
+    chance = random.Random(7)
+
+    def leave(number: int) -> None:
+        body = about(data_url(drawn(number))) | {"stream": chance.random() < 0.5, "max_tokens": 8}
+        with suppress(httpx.TimeoutException):
+            httpx.post(served.url + CHAT, json=body, timeout=httpx.Timeout(60, read=chance.uniform(0.001, 0.4)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(leave, range(count)))
+    wait_until_idle(served)
+    assert httpx.post(served.url + CHAT, json=about(data_url(drawn(0))), timeout=60).status_code == 200
+
+
+def test_every_answer_belongs_to_its_picture(served: Any) -> None:
+    def features(number: int) -> tuple[str, int]:
+        """The answer, and what tells the pictures apart: their size in tokens."""
+        image = drawn(number).resize((96 + 16 * number, 64), Image.Resampling.NEAREST)
+        body = about(data_url(image)) | {"temperature": 0}
+        headers = {"Authorization": f"Bearer {number}"}
+        answer = httpx.post(served.url + CHAT, json=body, headers=headers, timeout=120).json()
+        return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens_details"]["image_tokens"]
+
+    alone = [features(number) for number in range(16)]
+    assert len(set(alone)) > 8
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(features, range(16))) == alone
+
+
+@pytest.mark.soak
+def test_memory_stays_flat(served: Any) -> None:
+    process = psutil.Process()
+    held = []
+    for number in range(500):
+        answer = httpx.post(served.url + CHAT, json=about(data_url(drawn(number))), timeout=60)
+        assert answer.status_code == 200
+        held.append(process.memory_info().rss / 2**20)
+    features = served.model.feature_bytes / 2**20
+    slope = np.polyfit(np.arange(250), held[250:], 1)[0]
+    print(f"{held[0]:.0f}, {held[250]:.0f}, {held[-1]:.0f} MiB; {slope:.4f} a request; {features:.0f} of features")
+    assert slope * 250 < features + 10
