@@ -39,6 +39,8 @@ tried as a whole, is no higher. The plan is printed and saved as OUT.plan.json; 
 
 HELD_OUT_TOKENS = 8192
 ATTEMPTS = 5
+CAUTION = 1.15
+"""Each attempt is this much more careful than the one before: on few tokens a sum says little about the whole."""
 SENSITIVITY, STREAMS, ATTEMPT = "sensitivity", "streams", "attempt-"
 """Folders in the work directory."""
 
@@ -140,7 +142,7 @@ def mix(
             f"phisight: note: {mixed.allocation.bytes:,} bytes bring {measured:.3g}, reckoned were "
             f"{mixed.allocation.kld:.3g}: more are taken"
         )
-        scale *= 1.02 * measured / max(mixed.allocation.kld, 1e-12)
+        scale *= CAUTION ** (attempt + 1) * measured / max(mixed.allocation.kld, 1e-12)
         shutil.rmtree(work / f"{ATTEMPT}{attempt}", ignore_errors=True)
     raise PhisightError(
         f"{target.text} was not met in {ATTEMPTS} attempts, the last brought {measured:.3g}: give a --size"
