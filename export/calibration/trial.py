@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phisight.backends.ort_session import SessionSettings
-from phisight.compare.metrics import Divergence
+from phisight.compare.metrics import Divergence, Positions
 from phisight.export.calibration.held_out import HeldOut
 from phisight.export.calibration.layer_graph import LAYER
 from phisight.export.calibration.mapped import MappedWeights
@@ -27,7 +27,7 @@ from phisight.quant.blocks import dequantize_blocks
 from phisight.quant.methods.base import InputStatistics
 from phisight.quant.stored_types import BlockType, StoredType
 
-__all__ = ["PlannedWeights", "plan_divergence", "trial_work"]
+__all__ = ["PlannedWeights", "plan_divergence", "plan_positions", "trial_work"]
 
 Floats = NDArray[np.float32]
 
@@ -62,6 +62,13 @@ def plan_divergence(
     weights: PlannedWeights, held_out: HeldOut, folder: Path, settings: SessionSettings, progress: Progress
 ) -> Divergence:
     """The divergence of the planned decoder from the checkpoint's. Raises CheckpointError, EngineError."""
+    return Divergence.of(plan_positions(weights, held_out, folder, settings, progress))
+
+
+def plan_positions(
+    weights: PlannedWeights, held_out: HeldOut, folder: Path, settings: SessionSettings, progress: Progress
+) -> Positions:
+    """The same, position by position: those of two plans belong together."""
     checkpoint = weights.checkpoint
     streams = Streams(checkpoint, held_out, folder, settings, progress)
     streams.begin(weights.types[EMBEDDINGS].restorer(None))
@@ -73,7 +80,7 @@ def plan_divergence(
                 _plan(weights, planned, name, name.replace(LAYER, decoder_layer(index), 1))
             streams.advance(index, [(0, own.arrays), (1, planned.arrays)])
     ending = Ending(1, lambda: weights.rows(HEAD), weights.vector(FINAL_NORM))
-    return Divergence.of(streams.judge([ending])[0])
+    return streams.judge([ending])[0]
 
 
 def trial_work(layers: int, positions: int) -> int:
