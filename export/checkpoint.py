@@ -6,6 +6,7 @@ Format: https://github.com/huggingface/safetensors. Shards are named by `model.s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from phisight.config import ModelConfig, read_json
 from phisight.errors import CheckpointError, EngineError
 from phisight.export.names import EMBEDDINGS, HEAD, TensorSpec, expected_tensors
+from phisight.manifest import hash_file
 
 __all__ = ["Checkpoint", "SourceTensor", "import_safetensors"]
 
@@ -116,10 +118,25 @@ class Checkpoint:
             tensors[HEAD] = replace(tensors[EMBEDDINGS], spec=tied)
         return cls(path, config, tensors)
 
+    def fingerprint(self) -> str:
+        """Changes with the files: SHA-256 (hex) of their names, sizes and times, of small ones also of their bytes."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.directory.iterdir() if path.is_file()):
+            state = path.stat()
+            weights = path.suffix == ".safetensors"
+            content = f"{state.st_mtime_ns} {_header_hash(path)}" if weights else hash_file(path)
+            digest.update(f"{path.name} {state.st_size} {content}\n".encode())
+        return digest.hexdigest()
+
     @property
     def unused(self) -> list[str]:
         """Names of the tensors that the model never uses."""
         return [name for name, tensor in self.tensors.items() if tensor.spec.part == "unused"]
+
+
+def _header_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(int.from_bytes(file.read(8), "little"))).hexdigest()
 
 
 def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:

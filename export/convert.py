@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
-from phisight.export.directory import check_place, new_directory
+from phisight.export.directory import check_place, continued_directory
 from phisight.export.gguf_directory import GgufNames, modelfile
 from phisight.export.gguf_plan import GgufOptions, GgufPlan, make_gguf_plan
 from phisight.export.gguf_writer import check_types, write_mmproj, write_text
@@ -73,8 +75,11 @@ def export_onnx(
     quantized: QuantizedWeights | None = None,
     calibration: Mapping[str, Any] | None = None,
     progress: Progress = lambda weights: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Write the model directory `out`. `progress` counts weights.
+    """Write the model directory `out`. `progress` counts weights, `tell` gets a line if an earlier run is continued.
+
+    Interrupted at any moment, it leaves what is written beside `out`, and the same call goes on from there.
 
     Weights that are `quantized` already are taken from there, the others rounded to the nearest. `calibration` is what
     the manifest tells of how that was done.
@@ -82,8 +87,9 @@ def export_onnx(
     Raises InputError, CheckpointError, or PhisightError for a disk that is full; `out` is then as it was.
     """
     check_output(out, plan, force=force)
-    with new_directory(out) as work:
-        output = OutputDirectory(work)
+    identity = _identity(checkpoint, plan, calibration)
+    with continued_directory(out, identity, plan.total_bytes(), tell) as (work, journal):
+        output = OutputDirectory(work, journal)
         _write_files(checkpoint, plan, output, progress, quantized)
         manifest = _manifest("onnx", checkpoint, plan, output, calibration)
         manifest.write(work)
@@ -99,6 +105,7 @@ def export_gguf(
     quantized: QuantizedWeights | None = None,
     calibration: Mapping[str, Any] | None = None,
     progress: Progress = lambda weights: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write a directory of GGUF files, with the tower as ONNX beside them if planned. As `export_onnx`.
 
@@ -106,8 +113,9 @@ def export_gguf(
     """
     check_output(out, plan, force=force)
     names = GgufNames.of(plan.options, has_vision=checkpoint.config.vision is not None)
-    with new_directory(out) as work:
-        output = OutputDirectory(work)
+    identity = _identity(checkpoint, plan, calibration)
+    with continued_directory(out, identity, plan.total_bytes(), tell) as (work, journal):
+        output = OutputDirectory(work, journal)
         if names.mmproj is not None:
             write_mmproj(names.mmproj, checkpoint, plan, output, progress)
         if plan.onnx is not None:
@@ -168,6 +176,16 @@ def _manifest(
         tensors=plan.entries(),
         calibration=None if calibration is None else dict(calibration),
     )
+
+
+def _identity(checkpoint: Checkpoint, plan: Plan | GgufPlan, calibration: Mapping[str, Any] | None) -> dict[str, str]:
+    """What decides every byte of the output: an export goes on only where all of it is as it was."""
+    options = [plan.options.as_json(), plan.as_json(), calibration]
+    return {
+        "source": checkpoint.fingerprint(),
+        "options": hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest(),
+        "version": " ".join(f"{name} {version(name)}" for name in ("phisight", "numpy", "gguf")),
+    }
 
 
 def _is_model(directory: Path) -> bool:

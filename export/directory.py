@@ -1,16 +1,21 @@
-"""New directories that stand under their final name only when they are complete."""
+"""New directories that stand under their final name only when they are complete.
+
+One that takes long to fill stays beside as `.NAME.partial`, with a journal `.NAME.journal`, when it is interrupted.
+"""
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from phisight.errors import InputError, PhisightError
+from phisight.export.journal import Journal
 
-__all__ = ["check_place", "new_directory"]
+__all__ = ["check_place", "continued_directory", "new_directory", "partial_directory"]
 
 SLACK = 64 << 20
 """Bytes of disk wanted beyond the weights: graphs, tables, tokenizer."""
@@ -30,9 +35,11 @@ def check_place(out: Path, needed: int, *, kind: str, ours: Callable[[Path], boo
     if not parent.is_dir():
         raise InputError(f"{parent} is not a directory: make it first, or choose another place for {out.name}")
     free = shutil.disk_usage(parent).free
-    if needed + SLACK > free:
+    there = _size(partial_directory(out))
+    if needed - there + SLACK > free:
+        more = "" if not there else " more"
         raise InputError(
-            f"{out} needs {(needed + SLACK) / 1e9:.2f} GB, but {parent} has {free / 1e9:.2f} GB free: "
+            f"{out} needs {(needed - there + SLACK) / 1e9:.2f} GB{more}, but {parent} has {free / 1e9:.2f} GB free: "
             "make room or choose another disk"
         )
 
@@ -52,6 +59,67 @@ def new_directory(out: Path) -> Iterator[Path]:
         raise PhisightError(f"writing {out} failed: {error.strerror or error}: make room and run it again") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def continued_directory(
+    out: Path, identity: Mapping[str, str], needed: int, tell: Callable[[str], None]
+) -> Iterator[tuple[Path, Journal]]:
+    """The directory that becomes `out`, new or as an interrupted run of the same `identity` left it, and its journal.
+
+    Interrupted, or with a disk that fails, it stays as it is; anything else that goes wrong removes it. `needed` bytes
+    are written in all. `tell` gets a line on what was found. Raises PhisightError for a disk that is full or not
+    writable, naming the bytes that are missing, and InputError if another export fills the same directory; `out` is
+    then as it was.
+    """
+    work, place = partial_directory(out), _beside(out, "journal")
+    try:
+        with Journal.open(place, identity) as journal:
+            if work.exists() and not journal.marks:
+                shutil.rmtree(work)
+            if journal.changed:
+                tell(f"the begun export of {out} had another {' and '.join(journal.changed)}: it starts anew")
+            elif journal.marks and work.exists():
+                there = f"{_size(work) / 1e9:.2f} of {needed / 1e9:.2f} GB"
+                tell(f"continuing the begun export of {out}: {there} are there")
+            work.mkdir(exist_ok=True)
+            try:
+                yield work, journal
+            except PhisightError:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            _replace(work, out)
+    except OSError as error:
+        raise PhisightError(
+            f"writing {out} failed: {error.strerror or error}: {_way_out(error, out, needed - _size(work))}"
+        ) from error
+    finally:
+        if not work.exists():
+            place.unlink(missing_ok=True)
+
+
+def _way_out(error: OSError, out: Path, missing: int) -> str:
+    parent = out.absolute().parent
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return "what is written stays beside it, and the same command goes on from there"
+    return (
+        f"{max(0, missing):,} bytes are still to be written, {parent} has {shutil.disk_usage(parent).free:,} free: "
+        "make room and run it again, it goes on from there"
+    )
+
+
+def partial_directory(out: Path) -> Path:
+    """Where `continued_directory` keeps what is not complete."""
+    return _beside(out, "partial")
+
+
+def _beside(out: Path, kind: str) -> Path:
+    return out.absolute().with_name(f".{out.name}.{kind}")
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the files in it; 0 if it is not there."""
+    return sum(path.stat().st_size for path in directory.iterdir()) if directory.is_dir() else 0
 
 
 def _replace(work: Path, out: Path) -> None:

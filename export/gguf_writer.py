@@ -73,8 +73,10 @@ def _write(
     quantized: QuantizedWeights | None = None,
 ) -> None:
     with output.open(name) as file:
-        file.write(_header(writer, tensors, output.path / f"{name}.header"))
-        for tensor in tensors:
+        progress(sum(tensor.spec.size for tensor in tensors[: file.units]))
+        if file.units == 0:
+            file.write(_header(writer, tensors, output.path / f"{name}.header"))
+        for tensor in file.unwritten(tensors):
             file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
             with naming(tensor.spec.name):
                 _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress, quantized)

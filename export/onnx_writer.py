@@ -14,12 +14,13 @@ from phisight.export.onnx_layers import ArrayJob, BlockJob, ChannelJob, FloatJob
 from phisight.export.output import OutputDirectory, OutputFile
 from phisight.export.parallel import Progress, in_parallel, naming
 from phisight.export.quantized import PackedRows, QuantizedWeights
-from phisight.quant.blocks import quantize_blocks, quantize_channels
+from phisight.quant.blocks import Blocks, quantize_blocks, quantize_channels
 from phisight.quant.floats import to_float_type
-from phisight.quant.scheme import BlockScheme, FloatScheme
+from phisight.quant.scheme import BlockScheme, FloatScheme, FloatType
 
 __all__ = ["write_embeddings", "write_graph"]
 
+FLOAT_TYPES: dict[FloatType, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
 FLOAT_NAMES = {"float32": "F32", "float16": "F16"}
 
 
@@ -36,7 +37,8 @@ def write_graph(
     Raises CheckpointError, naming the tensor, for weights that are not finite or that their scheme cannot hold.
     """
     with output.open(graph.data_file) as file:
-        for job in jobs:
+        progress(sum(_weights(job, checkpoint) for job in jobs[: file.units]))
+        for job in file.unwritten(jobs):
             _write_job(file, graph.externals, job, checkpoint, progress, quantized)
     with output.open(f"{graph.name}.onnx") as file:
         file.write(graph.model().SerializeToString(deterministic=True))
@@ -52,22 +54,36 @@ def write_embeddings(
     Raises as `write_graph`.
     """
     rows, columns = source.shape
+    dtype = np.dtype(np.int8 if isinstance(scheme, BlockScheme) else FLOAT_TYPES[scheme.dtype])
+    scales: list[NDArray[np.float16]] = []
+    with _npy(output, "embeddings.npy", dtype, (rows, columns)) as file, naming(source.spec.name):
+        progress(source.size * file.units)
+        for table in file.unwritten([source]):
+            if isinstance(scheme, FloatScheme):
+                for chunk in table.chunks():
+                    file.write_array(to_float_type(chunk, FLOAT_NAMES[dtype.name]))
+                    progress(chunk.size)
+                continue
+            for blocks in _in_blocks(table, scheme):
+                q = blocks.q.reshape(len(blocks.q), -1)[:, :columns]
+                file.write_array(np.ascontiguousarray(q))
+                scales.append(blocks.scale)
+                progress(q.size)
     if isinstance(scheme, FloatScheme):
-        dtype = np.dtype(np.float32 if scheme.dtype == "f32" else np.float16)
-        with _npy(output, "embeddings.npy", dtype, (rows, columns)) as file, naming(source.spec.name):
-            for chunk in source.chunks():
-                file.write_array(to_float_type(chunk, FLOAT_NAMES[dtype.name]))
-                progress(chunk.size)
         return
-    scales = []
-    with _npy(output, "embeddings.npy", np.dtype(np.int8), (rows, columns)) as file, naming(source.spec.name):
-        for blocks in in_parallel(lambda c: quantize_blocks(c, scheme), source.chunks()):
-            q = blocks.q.reshape(len(blocks.q), -1)[:, :columns]
-            file.write_array(np.ascontiguousarray(q))
-            scales.append(blocks.scale)
-            progress(q.size)
-    with _npy(output, "embeddings.scales.npy", np.dtype(np.float16), (rows, scales[0].shape[1])) as file:
-        file.write_array(np.concatenate(scales))
+    shape = (rows, scheme.blocks_per_row(columns))
+    with _npy(output, "embeddings.scales.npy", np.dtype(np.float16), shape) as file, naming(source.spec.name):
+        for table in file.unwritten([source]):
+            # Only where a kill came between the two files are they computed once more.
+            file.write_array(np.concatenate(scales or [blocks.scale for blocks in _in_blocks(table, scheme)]))
+
+
+def _in_blocks(source: SourceTensor, scheme: BlockScheme) -> Iterator[Blocks]:
+    return in_parallel(lambda chunk: quantize_blocks(chunk, scheme), source.chunks())
+
+
+def _weights(job: WeightJob, checkpoint: Checkpoint) -> int:
+    return 0 if isinstance(job, ArrayJob) else checkpoint.tensors[job.source].size
 
 
 def _write_job(
@@ -127,8 +143,9 @@ def _packer(scheme: BlockScheme) -> Callable[[NDArray[np.float32]], PackedRows]:
 def _npy(
     output: OutputDirectory, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]
 ) -> Iterator[OutputFile]:
-    """A new .npy file (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html), header written."""
+    """A .npy file (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html), header written."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with output.open(name) as file:
-        np.lib.format.write_array_header_1_0(file, header)
+        if file.units == 0:
+            np.lib.format.write_array_header_1_0(file, header)
         yield file

@@ -315,7 +315,7 @@ def test_a_damaged_weight_that_is_not_used_does_no_harm(
 
 
 @pytest.mark.parametrize("failing", ["write", "rename"])
-def test_a_disk_that_fails_leaves_everything_as_it_was(
+def test_a_disk_that_fails_leaves_the_old_model_and_what_is_written(
     tiny_checkpoint: Path, exported: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     old = tmp_path / "old"
@@ -342,7 +342,8 @@ def test_a_disk_that_fails_leaves_everything_as_it_was(
         written = 0
         with pytest.raises(PhisightError, match=f"writing {out} failed: {reason}"):
             _export(tiny_checkpoint, out, force=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    kept = [".new.journal", ".new.partial", ".old.journal", ".old.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, "old"]
     assert _contents(old) == _contents(exported(tiny_checkpoint))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,17 +175,39 @@ def run(args: argparse.Namespace, console: Console) -> int:
     export = (
         partial(export_gguf, checkpoint, plan) if isinstance(plan, GgufPlan) else partial(export_onnx, checkpoint, plan)
     )
-    with console.progress("weights", plan.total_weights(), "w") as bar:
-        weights = None if quantized is None else quantized.weights
-        manifest = export(args.out, force=args.force, quantized=weights, calibration=calibration, progress=bar.add)
+    began = time.perf_counter()
+    with console.progress("weights", plan.total_weights(), "w") as bar, _kept(args.out, console):
+        manifest = export(
+            args.out,
+            force=args.force,
+            quantized=None if quantized is None else quantized.weights,
+            calibration=calibration,
+            progress=bar.add,
+            tell=lambda line: console.note(f"phisight: note: {line}"),
+        )
+    seconds = time.perf_counter() - began
     _clear_work(args)
     size = sum(entry.bytes for entry in manifest.files.values())
-    console.line(f"{args.out}: {size / 1e6:,.1f} MB in {len(manifest.files)} files")
+    console.line(f"{args.out}: {size / 1e6:,.1f} MB in {len(manifest.files)} files, {seconds:.1f} s")
     if isinstance(plan, GgufPlan):
         console.line(_server_line(args.out, sorted(manifest.files)))
     if args.json:
-        console.document(result | {"dry_run": False, "bytes": size, "files": sorted(manifest.files)})
+        files = sorted(manifest.files)
+        console.document(result | {"dry_run": False, "bytes": size, "seconds": seconds, "files": files})
     return 0
+
+
+@contextmanager
+def _kept(out: Path, console: Console) -> Iterator[None]:
+    """Says after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from phisight.export.directory import partial_directory
+
+        partial = partial_directory(out)
+        console.note(f"phisight: note: what is written stays in {partial}, and the same command goes on from there")
+        raise
 
 
 def _clear_work(args: argparse.Namespace) -> None:
