@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -20,9 +21,12 @@ from phisight.export.calibration.run import Calibration, Consumer, LayerInputs
 from phisight.export.calibration.sources import read_calibration
 from phisight.export.names import expected_tensors, gguf_name
 from phisight.export.parallel import Progress
+from phisight.export.quantized import QuantizedWeights
 from phisight.manifest import Manifest
+from phisight.quant.blocks import Blocks
 from phisight.quant.imatrix import ImportanceMatrix
 from phisight.quant.packing import unpack_matmul_nbits, unpack_q8_0
+from phisight.quant.scheme import BlockScheme
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
 QUICK = ("--calibration-tokens", "400", "--calibration-threads", "1")
@@ -139,6 +143,39 @@ def test_an_export_by_a_method(
     assert len(fresh) > 10
     before, after = (_divergence(reference, phisight.load(each, threads=1), fresh) for each in (plain, chosen))
     assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+def test_an_export_stopped_while_it_quantises_ends_the_same(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped with half a weight of the second layer written, behind two that are complete."""
+    arguments = ["--decoder", "int4", "--vision", "f32", "--method", method, *QUICK]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(["export", "demo", str(whole), *arguments]) == 0
+    keep = QuantizedWeights.keep
+
+    def interrupted(
+        self: QuantizedWeights, name: str, shape: tuple[int, ...], scheme: BlockScheme, parts: Iterable[Blocks]
+    ) -> None:
+        def first(parts: Iterable[Blocks]) -> Iterator[Blocks]:
+            yield replace(next(iter(parts)), scale=np.zeros((1, 1), np.float16))
+            raise KeyboardInterrupt
+
+        keep(self, name, shape, scheme, first(parts) if name == "model.layers.1.mlp.gate_up_proj.weight" else parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizedWeights, "keep", interrupted)
+        assert main(["export", "demo", str(out), *arguments]) == 130
+    assert not out.exists()
+    capsys.readouterr()
+    assert main(["export", "demo", str(out), *arguments]) == 0
+    assert "going on from there" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names
+    for name in names:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq"])
