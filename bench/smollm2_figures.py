@@ -55,6 +55,8 @@ class Row:
 
 
 CALIBRATED = ("--calibration", "text")
+HELD_OUT = ("--held-out-tokens", "1024")
+"""On which plans are measured: the text has 4295, and the others calibrate."""
 ROWS = (
     Row("rtn", ("--decoder", "int4")),
     *(
@@ -195,7 +197,7 @@ def main() -> int:
     names = None if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     rows = [row for row in ROWS if names is None or row.name in names]
     for size in arguments.size:
-        options = ("--size", size, "--method", arguments.method, *CALIBRATED)
+        options = ("--size", size, "--method", arguments.method, *CALIBRATED, *HELD_OUT)
         rows.append(Row(f"mixed {size} {arguments.method}", options))
     try:
         if unknown := set(names or ()) - {row.name for row in ROWS}:

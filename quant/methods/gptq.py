@@ -45,12 +45,13 @@ class Factor:
     """`H[order][:, order] + damping mean(diag H) = L L^T`, columns of small inputs first.
 
     `upper` (columns, columns) float32 is L^T in its upper triangle; what lies below has no meaning. `damping` is the
-    share that it took.
+    share that it took, `added` what that share is of the mean diagonal.
     """
 
     upper: Floats
     order: NDArray[np.intp]
     damping: float
+    added: float
 
     def costs(self) -> InputStatistics:
         """What an error in each column costs after the columns that follow have made up for it, as second moments."""
@@ -61,7 +62,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Gptq(Method):
-    """Minimises `d^T H d` of each row. A row for which rounding or the scale search alone does better keeps that."""
+    """Minimises `d^T H d` of each row. A row for which rounding alone does better keeps that."""
 
     name: str = "gptq"
     damping: float = DAMPING
@@ -71,8 +72,7 @@ class Gptq(Method):
         if statistics is None or statistics.hessian is None:
             raise InputError("gptq needs the inputs' Hessian, and none was collected: calibrate with Hessians")
         factor = factorize(statistics, self.damping)
-        searchers = ScaleSearch().prepare(scheme, statistics), ScaleSearch().prepare(scheme, factor.costs())
-        return GptqQuantizer(scheme, statistics, factor, self.damping, *searchers)
+        return GptqQuantizer(scheme, statistics, factor, self.damping, ScaleSearch().prepare(scheme, factor.costs()))
 
 
 def factorize(statistics: InputStatistics, damping: float = DAMPING) -> Factor:
@@ -89,11 +89,12 @@ def factorize(statistics: InputStatistics, damping: float = DAMPING) -> Factor:
     order = np.argsort(diagonal, kind="stable")
     while True:
         upper = hessian[np.ix_(order, order)]
-        upper[np.diag_indices_from(upper)] += np.float32(damping * mean)
+        added = damping * mean
+        upper[np.diag_indices_from(upper)] += np.float32(added)
         # LAPACK counts along columns: the lower triangle of the transpose is the upper triangle of the array.
         factor, info = lapack.spotrf(upper.T, lower=1, overwrite_a=1, clean=0)
         if info == 0:
-            return Factor(factor.T, order, damping)
+            return Factor(factor.T, order, damping, added)
         del upper, factor
         if damping >= MOST_DAMPING:
             raise InputError(f"gptq: the Hessian plus {damping:.0%} of its mean diagonal is not positive definite")
@@ -108,8 +109,7 @@ class GptqQuantizer:
     statistics: InputStatistics
     factor: Factor
     wanted_damping: float
-    plain: ScaleSearcher
-    costs: ScaleSearcher
+    scales: ScaleSearcher
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ class GptqQuantizer:
 
     def quantize(self, weights: Floats) -> Blocks:
         """(rows, columns) float32 -> blocks. Raises CheckpointError as `quantize_blocks`."""
-        self.plain.check(weights)
+        self.scales.check(weights)
         blocks = quantize_blocks(weights, self.scheme)
         for start in range(0, len(weights), ROWS):
             rows = weights[start : start + ROWS]
@@ -130,14 +130,16 @@ class GptqQuantizer:
             least = row_errors(rows, dequantize_blocks(best), self.statistics)
             if not least.any():  # weights that lie on the grid, as those of a head that was INT8 before
                 continue
-            for other in self.plain.quantize(rows), self._corrected(rows, self.costs.quantize(rows)):
-                errors = row_errors(rows, dequantize_blocks(other), self.statistics)
-                best.replace(errors < least, other)
-                least = np.minimum(errors, least)
+            other, errors = self._corrected(rows, self.scales.quantize(rows))
+            best.replace(errors < least, other)
         return blocks
 
-    def _corrected(self, weights: Floats, blocks: Blocks) -> Blocks:
-        """Blocks with other integers for the same scales and zero points."""
+    def _corrected(self, weights: Floats, blocks: Blocks) -> tuple[Blocks, NDArray[np.float64]]:
+        """Blocks with other integers for the same scales and zero points, and the rows' errors `d^T H d`, (rows,).
+
+        The errors are the sums of squares of what rounding left of each term, less what damping added: they cost no
+        product with the Hessian.
+        """
         upper, order = self.factor.upper, self.factor.order
         scheme = self.scheme
         rows, columns = weights.shape
@@ -148,6 +150,7 @@ class GptqQuantizer:
         zeros = np.zeros((1, rows), np.int8) if blocks.zero is None else np.ascontiguousarray(blocks.zero.T)
         lowest, highest = np.float32(scheme.lowest) - zeros, np.float32(scheme.highest) - zeros
         errors = np.zeros_like(wanted)
+        damped = np.zeros(rows, np.float64)
         levels = np.zeros((blocks.q.shape[1] * scheme.block_size, rows), np.int8)
         for stop in range(columns, 0, -LAZY):
             start = max(0, stop - LAZY)
@@ -160,8 +163,11 @@ class GptqQuantizer:
                 side = 0 if blocks.zero is None else block
                 q = np.rint(target * inverses[block])
                 np.clip(q, lowest[side], highest[side], out=q)
-                errors[column] = wanted[column] - q * scales[block]
+                stored = q * scales[block]
+                errors[column] = wanted[column] - stored
+                damped += np.square((target - stored) * upper[column, column])
                 levels[order[column]] = q + zeros[side]
         # The padding keeps what the search gave it, the zero point.
         levels[columns:] = blocks.q.reshape(rows, -1)[:, columns:].T
-        return replace(blocks, q=np.ascontiguousarray(levels.T).reshape(blocks.q.shape))
+        found = replace(blocks, q=np.ascontiguousarray(levels.T).reshape(blocks.q.shape))
+        return found, damped - self.factor.added * np.einsum("cr,cr->r", errors, errors)
