@@ -133,6 +133,7 @@ def test_an_export_by_a_method(
     assert manifest.options["method"] == method
     assert manifest.calibration is not None
     assert manifest.calibration["image_token_weight"] == 0.5
+    assert manifest.calibration["parts"] == ["decoder", "head"]  # and nothing of the tower
     assert len(manifest.calibration["sources"]) == 7
     assert Manifest.read(plain).calibration is None
     assert manifest.tensors == Manifest.read(plain).tensors

@@ -105,8 +105,12 @@ class Calibration:
             ) from error
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest: the data, and what an image token counted."""
-        return {**self.data.as_json(), "image_token_weight": self.options.image_token_weight}
+        """For the manifest: the data, what an image token counted, and which parts of the model were calibrated.
+
+        Others that are quantised, such as the vision tower, were rounded to the nearest.
+        """
+        parts = ["decoder", "head"]
+        return {**self.data.as_json(), "image_token_weight": self.options.image_token_weight, "parts": parts}
 
     def moments(self) -> dict[str, InputStatistics]:
         """Second moments of every linear layer's inputs after `run`, without Hessians. Raises PhisightError."""

@@ -27,6 +27,9 @@ CALIBRATION_HELP = """--calibration demo (default) draws pictures with questions
 that text alone; a .txt file is read as it is; a folder has pictures with cases.jsonl (see phisight eval --tasks), .txt
 files, or .jsonl files with {"text": ...} on each line.
 
+Calibrated are the decoder's layers and the head. The embeddings, the vision tower and the projector are not: whatever
+the method, they are rounded to the nearest.
+
 An interrupted run leaves OUT.work behind: the same command goes on from there."""
 
 CALIBRATION_OPTIONS = ("calibration", "calibration_tokens", "image_token_weight", "calibration_threads")
