@@ -123,7 +123,8 @@ class AwqQuantizer:
         name = folding.weight
         source, scheme = self._checkpoint.tensors[name], self._schemes[name]
         assert isinstance(scheme, BlockScheme)
-        quantizer = self._method.prepare(scheme, statistics.scaled((1 / folding.columns).astype(np.float32)))
+        statistics = statistics.scaled((1 / folding.columns).astype(np.float32), in_place=True)
+        quantizer = self._method.prepare(scheme, statistics)
         self.notes += [f"{name}: {note}" for note in quantizer.notes]
 
         def folded() -> Iterator[Floats]:

@@ -51,10 +51,14 @@ class InputStatistics:
     def columns(self) -> int:
         return len(self.second_moment)
 
-    def scaled(self, factor: NDArray[np.float32]) -> InputStatistics:
-        """The statistics of the inputs `x * factor`, factor (columns,). Copies the Hessian."""
-        hessian = None if self.hessian is None else self.hessian * factor
+    def scaled(self, factor: NDArray[np.float32], *, in_place: bool = False) -> InputStatistics:
+        """The statistics of the inputs `x * factor`, factor (columns,).
+
+        Copies the Hessian, of 17920 columns 1.2 GiB, or with `in_place` changes it: these statistics then end here.
+        """
+        hessian = self.hessian
         if hessian is not None:
+            hessian = np.multiply(hessian, factor, out=hessian if in_place else None)
             hessian *= factor[:, None]
         second_moment = (self.second_moment * np.square(factor)).astype(np.float32)
         return InputStatistics(second_moment, hessian, self.count)
