@@ -132,14 +132,15 @@ def _coordinate_loss(probabilities: Tensor, token: Tensor) -> Tensor:
 def _score(
     rows: Rows, guess: NDArray[np.int64], token: NDArray[np.int64], question: NDArray[np.int64], scores: Scores
 ) -> None:
-    """Whether each answer's tokens were all the most likely ones; a box is judged by where it lies."""
+    """Whether each answer's tokens were all the most likely ones; a box is judged by where it lies, a point is not."""
     right = np.ones(len(rows.questions), bool)
-    np.logical_and.at(right, question, guess == token)
+    coordinate = (token >= FIRST_COORDINATE) & (token < FIRST_COORDINATE + COORDINATES)
+    np.logical_and.at(right, question, (guess == token) | coordinate)
     for index, asked in enumerate(rows.questions):
         if asked.box is None:
             scores.add(asked.task, float(right[index]))
             continue
-        said = guess[(question == index) & (token >= FIRST_COORDINATE) & (token < FIRST_COORDINATE + COORDINATES)]
+        said = guess[(question == index) & coordinate]
         box = read_box(str([float(value) / 100 for value in said - FIRST_COORDINATE]))
         if box is not None:
             scores.add("ground", float(centre_inside(box, asked.box)))

@@ -39,10 +39,14 @@ FROM_NOISE = (
     # A large part of the gain comes while the rate falls.
     Stage("decay", 6000, (0.0075, 0.0), QUESTIONS),
 )
+AGAIN = {"read": 0.26, "page": 0.08, "ground": 0.1, "chart": 0.1, "count": 0.24, "two_images": 0.22}
+LAST = {"read": 0.3, "page": 0.08, "ground": 0.07, "chart": 0.08, "count": 0.29, "two_images": 0.18}
+"""More and more of what is learned last."""
 CONTINUED = (
-    Stage("tower", 900, (0.014, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
-    Stage("answers", 430, (0.008, 0.006), QUESTIONS),
-    Stage("decay", 1870, (0.0075, 0.0), QUESTIONS),
+    Stage("tower", 250, (0.01, 0.006), GLYPHS, answers=False, label_weight=1.0, tower_rate=1.0),
+    Stage("decay", 2250, (0.0075, 0.0), AGAIN, label_weight=0.3, tower_rate=0.8, text_length=110),
+    # Rising again to less than half of the rate, and falling slowly, gains once more as much as a first decay's end.
+    Stage("second decay", 1700, (0.0035, 0.0), LAST, label_weight=0.3, tower_rate=0.8, text_length=110),
 )
 """For weights that were trained before, as on other data: the tower's labels start anew, the rates rise again."""
 

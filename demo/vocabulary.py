@@ -18,6 +18,7 @@ from phisight.export.documents import tokenizer_document
 from phisight.tasks import SCENES, draw, grids_of
 from phisight.tasks.arithmetic import arithmetic_question
 from phisight.tasks.canvas import COLOURS
+from phisight.tasks.count import SHAPES
 from phisight.tasks.question import Question
 from phisight.tasks.read import WORDS
 from phisight.tokenizer import byte_alphabet
@@ -54,7 +55,7 @@ def tokenizer_json() -> dict[str, Any]:
 
 def _texts() -> Iterator[str]:
     rng = Random("phisight vocabulary")
-    plain = ["user", "assistant", "system", "image", "Describe", "please", "Hello", *WORDS, *COLOURS]
+    plain = ["user", "assistant", "system", "image", "Describe", "please", "Hello", *WORDS, *COLOURS, *SHAPES, "none"]
     for word in plain:
         yield from [word, f" {word}"] * 200
     for task in SCENES:

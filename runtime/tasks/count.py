@@ -53,14 +53,16 @@ def count_scene(rng: Random, size: tuple[int, int]) -> Scene:
     things = [_thing(rng, wanted, True, shapes, colours) for _ in range(count)]
     things += [_thing(rng, wanted, False, shapes, colours) for _ in range(others)]
     rng.shuffle(things)
-    canvas = draw_things(rng, size, grey_paper(rng), things, place(rng, size, len(things)))
+    places = place(rng, size, len(things))
+    canvas = draw_things(rng, size, grey_paper(rng), things, places)
     asked = [wanted]
     for _ in range(4):
         thing = rng.choice(things)
         more = rng.choice((Wanted(thing.shape, None), Wanted(None, thing.colour), Wanted(thing.shape, thing.colour)))
         if more not in asked:
             asked.append(more)
-    return Scene((canvas,), tuple(_question(rng, wanted, things) for wanted in asked))
+    centres = [(x / size[1], y / size[0]) for x, y, _ in places]
+    return Scene((canvas,), tuple(_question(rng, wanted, things, centres) for wanted in asked))
 
 
 def some_wanted(rng: Random) -> Wanted:
@@ -112,9 +114,15 @@ def _thing(rng: Random, wanted: Wanted, matching: bool, shapes: Sequence[str], c
             return thing
 
 
-def _question(rng: Random, wanted: Wanted, things: Sequence[Thing]) -> Question:
-    count = tally(wanted, things)
+def _question(
+    rng: Random, wanted: Wanted, things: Sequence[Thing], centres: Sequence[tuple[float, float]]
+) -> Question:
+    """The thought points at each thing that counts, from left to right, with its number."""
     kind = {(True, True): "both", (True, False): "shape", (False, True): "colour", (False, False): "all"}
     text = rng.choice(ASK).format(wanted)
-    thought = " ".join("123456789"[:count]) or "none"
-    return Question("count", kind[wanted.shape is not None, wanted.colour is not None], text, thought, str(count))
+    found = sorted((f"{x:.2f}", f"{y:.2f}") for thing, (x, y) in zip(things, centres, strict=True) if wanted(thing))
+    points = [f"{number}:{x},{y}" for number, (x, y) in enumerate(found, 1)]
+    thought, answer = " ".join(points) or "none", str(len(found))
+    return Question(
+        "count", kind[wanted.shape is not None, wanted.colour is not None], text, thought, answer, thinks=True
+    )

@@ -1,21 +1,26 @@
-"""two_images: compare two pictures of numbers, codes or objects."""
+"""two_images: compare two pictures of numbers, codes or objects.
+
+The thoughts set side by side what is to be compared, a word or character at a time, up to the first difference: a small
+model that lists all of one picture and then all of the other does not find where the lists differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from random import Random
 
 from phisight.tasks.canvas import COLOURS, Canvas, grey_paper, paper
 from phisight.tasks.count import CELL, SHAPES, Thing, Wanted, draw_things, place, tally
 from phisight.tasks.question import Question
-from phisight.tasks.read import CODE_CHARACTERS, draw_line, random_code, spelled
+from phisight.tasks.read import CODE_CHARACTERS, draw_line, random_code
 from phisight.tasks.scene import Scene
 
 __all__ = ["two_images_scene"]
 
 Size = tuple[int, int]
 MOST_THINGS = 4
-"""Of a picture: a thought lists them all."""
+"""Of a picture: a thought may list them all."""
 
 
 def two_images_scene(rng: Random, size: Size) -> Scene:
@@ -34,7 +39,8 @@ def _number(rng: Random, size: Size) -> Scene:
     for word, wanted in rng.sample((("larger", max), ("smaller", min)), 2):
         text = rng.choice(("Which picture shows the {} number?", "In which picture is the number {}?")).format(word)
         answer = "first" if first == wanted(first, second) else "second"
-        questions.append(Question("two_images", "number", text, f"{first}, {second}", answer, thinks=True))
+        thought = f"{first}, {second}: {_side_by_side(f'{first:02}', f'{second:02}')} {_sign(first, second)}"
+        questions.append(Question("two_images", "number", text, thought, answer, thinks=True))
     return Scene(canvases, tuple(questions))
 
 
@@ -50,7 +56,7 @@ def _same_code(rng: Random, size: Size) -> Scene:
         if shown == other:
             break
     text = rng.choice(("Do both pictures show the same code?", "Is the same text in both pictures?"))
-    thought = f"{spelled(code)}, {spelled(other)}"
+    thought = _compared(code, other)
     answer = "yes" if code == other else "no"
     return Scene((first, second), (Question("two_images", "same", text, thought, answer, thinks=True),))
 
@@ -69,7 +75,7 @@ def _same_objects(rng: Random, size: Size) -> Scene:
         else:
             del second[index], second_places[index]
     text = rng.choice(("Are the two pictures the same?", "Do both pictures show the same?"))
-    thought = f"{_listed(first)}; {_listed(second)}"
+    thought = _compared(_words(first), _words(second))
     answer = "yes" if first == second else "no"
     return Scene(
         _draw_pair(rng, size, first, places, second, second_places),
@@ -84,7 +90,7 @@ def _change(rng: Random, size: Size) -> Scene:
     colour = _other(rng, COLOURS, first[index].colour)
     second = [*first[:index], Thing(first[index].shape, colour), *first[index + 1 :]]
     text = rng.choice(("One object changed. Which colour did it get?", "Which colour did the changed object get?"))
-    thought = f"{_listed(first)}; {_listed(second)}"
+    thought = _compared(_words(first), _words(second))
     return Scene(
         _draw_pair(rng, size, first, places, second, places),
         (Question("two_images", "change", text, thought, colour, thinks=True),),
@@ -104,7 +110,8 @@ def _more(rng: Random, size: Size) -> Scene:
         counts = tally(each, first), tally(each, second)
         text = rng.choice(("Which picture has more {}?", "In which picture are there more {}?")).format(each)
         answer = "first" if counts[0] > counts[1] else "second"
-        questions.append(Question("two_images", "more", text, f"{counts[0]}, {counts[1]}", answer, thinks=True))
+        thought = f"first {counts[0]}, second {counts[1]}: {_sign(*counts)}"
+        questions.append(Question("two_images", "more", text, thought, answer, thinks=True))
     return Scene(_draw_pair(rng, size, first, places, second, second_places), tuple(questions))
 
 
@@ -145,8 +152,27 @@ def _draw_pair(
     return draw_things(rng, size, background, first, places), draw_things(rng, size, background, second, second_places)
 
 
-def _listed(things: list[Thing]) -> str:
-    return ", ".join(f"{thing.colour} {thing.shape}" for thing in things)
+def _words(things: Sequence[Thing]) -> list[str]:
+    return [word for thing in things for word in (thing.colour, thing.shape)]
+
+
+def _compared(first: Sequence[str], second: Sequence[str]) -> str:
+    """Such as "red red, circle square!", or with a full stop if nothing differs."""
+    return _side_by_side(first, second) + ("." if first == second else "!")
+
+
+def _side_by_side(first: Sequence[str], second: Sequence[str]) -> str:
+    """Pairs up to the first that differs."""
+    pairs = []
+    for a, b in zip_longest(first, second, fillvalue="none"):
+        pairs.append(f"{a} {b}")
+        if a != b:
+            break
+    return ", ".join(pairs)
+
+
+def _sign(a: int, b: int) -> str:
+    return ">" if a > b else "<"
 
 
 def _other(rng: Random, options: Iterable[str], unlike: str) -> str:
