@@ -221,7 +221,7 @@ def test_a_smoke_run_that_is_cut_ends_as_one_that_is_not(tmp_path: Path, capfd: 
     whole, parts = (tmp_path / name / "checkpoint/model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == [stage.name for stage in FROM_NOISE]
+    assert [line["stage"] for line in lines] == [stage.name for stage in CONTINUED]
     assert "time is up" in capfd.readouterr().out
     model = phisight.config.ModelConfig.from_checkpoint(tmp_path / "whole/checkpoint")
     assert model.decoder == MODEL.decoder
