@@ -19,7 +19,8 @@ class Stats:
     """Counts and stage times of one answer. Times in seconds, each of its stage alone.
 
     image_tokens and text_tokens are those of the prompt, reused_positions of both were in the KV cache already;
-    cached_images had their features at hand. seed is None when nothing was to be drawn any more: the answer was
+    cached_images had their features at hand; accepted_tokens of drafted_tokens were guessed right by the prompt lookup.
+    seed is None when nothing was to be drawn any more: the answer was
     cancelled while its images were encoded.
     """
 
@@ -37,6 +38,8 @@ class Stats:
     generated_tokens: int
     decode_steps: int
     seed: int | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,6 +61,8 @@ class Stats:
             f"answer:  {self.generated_tokens} tokens, {self.thought_tokens} of them thought: "
             f"{self.decode_seconds:.2f} s{_rate(self.decode_steps, self.decode_seconds)}{seed}"
         )
+        if self.drafted_tokens:
+            yield f"lookup:  {self.accepted_tokens} of {self.drafted_tokens} guessed tokens were right"
 
 
 @dataclass(frozen=True)
@@ -168,4 +173,6 @@ def _stats(cost: PromptCost, timings: Timings, seed: int | None, thought_tokens:
         generated_tokens=timings.generated_tokens,
         decode_steps=timings.decode_steps,
         seed=seed,
+        drafted_tokens=timings.drafted_tokens,
+        accepted_tokens=timings.accepted_tokens,
     )

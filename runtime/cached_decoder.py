@@ -124,14 +124,23 @@ class CachedDecoder:
         When the room is used up it grows by a quarter, but never beyond `most` positions.
         Raises EngineError from the engine.
         """
-        length = self._decoder.length
-        if length >= self._capacity:
-            self._reserve(min(self._capacity + max(_GROWTH, self._capacity // 4), most))
-        ids = np.array([token_id], dtype=np.int32)
-        with self._settled():
-            logits: NDArray[np.float32] = self._decoder.append([ids])[0]
-        self._stepped.append(token_id)
+        logits: NDArray[np.float32] = self.steps([token_id], most=most)[0]
         return logits
+
+    def steps(self, token_ids: Sequence[int], *, most: int) -> NDArray[np.float32]:
+        """As `step`, several tokens at once -> logits of each, (tokens, vocab) float32."""
+        needed = self._decoder.length + len(token_ids)
+        if needed > self._capacity:
+            self._reserve(min(max(self._capacity + max(_GROWTH, self._capacity // 4), needed), most))
+        ids = np.array(token_ids, dtype=np.int32)
+        with self._settled():
+            logits = self._decoder.append([ids], "last" if len(ids) == 1 else "all")
+        self._stepped.extend(token_ids)
+        return logits
+
+    def retract(self, count: int) -> None:
+        """Forget the last `count` positions: tokens run on a guess that was wrong. Raises EngineError."""
+        self._cut(self.held - count)
 
     def score(
         self,

@@ -1,7 +1,8 @@
 """Prefill and decode: a sequence of token ids and image features becomes a stream of token ids.
 
     InputSequence -> check of the context -> prefill (chunks, behind the cached prefix) -> logits
-    logits -> sampler -> token -> decoder -> logits -> ... -> a stop id, the limit, or a cancel
+    logits -> sampler -> token (and a guess at those behind it) -> decoder -> logits -> ... -> a stop id, the limit,
+                                                                                               or a cancel
 
 The contract:
 - Nothing here knows text. Ids come in, ids go out; stop texts and the thought's text are handled above.
@@ -26,8 +27,10 @@ from numpy.typing import NDArray
 from phisight.cached_decoder import CachedDecoder, Cancel, Progress
 from phisight.constraint import AnswerRule
 from phisight.context import check_context
-from phisight.errors import Cancelled, EngineError, InputError
+from phisight.drafted_steps import DraftedSteps
+from phisight.errors import Cancelled, InputError
 from phisight.options import GenerateOptions
+from phisight.prompt_lookup import PromptLookup
 from phisight.sampling import Sampler
 from phisight.sequence import InputSequence
 
@@ -63,8 +66,10 @@ class Timings:
 
     reused_positions: of the prompt, in the KV cache already; prefill_positions: of the prompt, run.
     generated_tokens: tokens yielded.
-    decode_steps: single positions run for them; decode_seconds holds these runs and the sampling, so that
+    decode_steps: tokens whose logits were asked for; decode_seconds holds their runs and the sampling, so that
         decode_steps / decode_seconds is the rate of decoding.
+    drafted_tokens: guesses of the prompt lookup that were run with a token before them; accepted_tokens: those that
+        were right.
     """
 
     prefill_seconds: float = 0.0
@@ -73,6 +78,8 @@ class Timings:
     decode_seconds: float = 0.0
     decode_steps: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Generation(Iterator[GeneratedToken]):
@@ -144,7 +151,13 @@ class Generation(Iterator[GeneratedToken]):
         except Cancelled:
             self._finish_reason = "cancelled"
             return
-        request = self._decoder.requests
+        steps = DraftedSteps(self._decoder, self._lookup(), len(self._sequence) + self._limit)
+        try:
+            yield from self._decode(logits, steps)
+        finally:
+            steps.close()
+
+    def _decode(self, logits: NDArray[np.float32], steps: DraftedSteps) -> Iterator[GeneratedToken]:
         token_id = -1
         for index in range(self._limit):
             if self._cancel is not None and self._cancel():
@@ -152,7 +165,7 @@ class Generation(Iterator[GeneratedToken]):
                 return
             started = perf_counter()
             if index > 0:
-                logits = self._step(token_id, request)
+                logits = steps.logits(token_id, self._limit - index)
             token_id, forced = self._next_token(logits)
             ended = token_id in self._control.stop
             self._timings = replace(
@@ -160,6 +173,8 @@ class Generation(Iterator[GeneratedToken]):
                 decode_seconds=self._timings.decode_seconds + perf_counter() - started,
                 decode_steps=index,
                 generated_tokens=index + (not ended),
+                drafted_tokens=steps.drafted,
+                accepted_tokens=steps.accepted,
             )
             if ended:
                 self._finish_reason = "stop"
@@ -191,12 +206,8 @@ class Generation(Iterator[GeneratedToken]):
             cancel=self._cancel,
         )
 
-    def _step(self, token_id: int, request: int) -> NDArray[np.float32]:
-        if self._decoder.requests != request:
-            raise EngineError(
-                "another request has begun on this decoder: finish one answer before the next, or load twice"
-            )
-        return self._decoder.step(token_id, most=len(self._sequence) + self._limit)
+    def _lookup(self) -> PromptLookup | None:
+        return PromptLookup(self._sequence.keys.tolist()) if self._options.prompt_lookup else None
 
     def _next_token(self, logits: NDArray[np.float32]) -> tuple[int, bool]:
         """The next token and whether it was forced."""

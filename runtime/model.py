@@ -66,8 +66,10 @@ FEATURE_CACHE_BYTES = 512 << 20
 class Model:
     """A loaded model. One answer at a time; not for two threads at once.
 
-    `notes` say which device and how many threads were chosen, and why.
+    `notes` say which device and how many threads were chosen, and why. `prompt_lookup` is the default of the option.
     """
+
+    prompt_lookup = True
 
     def __init__(
         self,
@@ -134,7 +136,8 @@ class Model:
     def options(self, **changes: Any) -> GenerateOptions:
         """The checkpoint's sampling defaults with some fields changed. Raises InputError."""
         defaults = self.manifest.model.generation
-        return GenerateOptions(**{"temperature": defaults.temperature, "top_p": defaults.top_p} | changes)
+        own = {"temperature": defaults.temperature, "top_p": defaults.top_p, "prompt_lookup": self.prompt_lookup}
+        return GenerateOptions(**own | changes)
 
     def preprocess(self, image: ImageSource | Patches, max_patches: int | None = None) -> Patches:
         """Image -> patches under the checkpoint's budget, or a smaller one of `max_patches`; patches stay as they are.

@@ -28,6 +28,7 @@ class GenerateOptions:
     thinking_budget: most tokens of thought before it is closed by force; None: no limit.
     constraint: the form of the answer, once the thought has ended; None: free text.
     prefill_chunk: positions that the prefill runs at a time; memory and the delay of a cancel grow with it.
+    prompt_lookup: guess tokens from what stands in prompt and answer already, and run several at once where that pays.
 
     Raises InputError naming the field, the value found and the value wanted.
     """
@@ -43,6 +44,7 @@ class GenerateOptions:
     thinking_budget: int | None = None
     constraint: Constraint | None = None
     prefill_chunk: int = 256
+    prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, minimum=1, optional=True)
@@ -56,6 +58,7 @@ class GenerateOptions:
         _check_int("thinking_budget", self.thinking_budget, minimum=0, optional=True)
         _check_constraint(self.constraint)
         _check_int("prefill_chunk", self.prefill_chunk, minimum=1, optional=False)
+        _check_bool("prompt_lookup", self.prompt_lookup)
 
 
 def _check_int(name: str, value: object, *, minimum: int, optional: bool) -> None:
@@ -64,6 +67,11 @@ def _check_int(name: str, value: object, *, minimum: int, optional: bool) -> Non
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         wanted = f"a whole number, {minimum} or more" + (", or None" if optional else "")
         raise InputError(f"{name} is {value!r}: give {wanted}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}: give True or False")
 
 
 def _check_real(name: str, value: object, wanted: str, accepts: Callable[[float], bool]) -> None:

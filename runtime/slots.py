@@ -79,6 +79,12 @@ class DecoderSlots(CachedDecoder):
     def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
         return self._used.step(token_id, most=most)
 
+    def steps(self, token_ids: Sequence[int], *, most: int) -> NDArray[np.float32]:
+        return self._used.steps(token_ids, most=most)
+
+    def retract(self, count: int) -> None:
+        self._used.retract(count)
+
     def score(
         self,
         sequence: InputSequence,

@@ -104,6 +104,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["causal", "bidirectional"],
         help="whether the tokens of an image see each other; ONNX must be exported for it (default: as exported)",
     )
+    parser.add_argument(
+        "--prompt-lookup",
+        action=argparse.BooleanOptionalAction,
+        help="guess tokens that prompt and answer hold already, and run several at once (default: where it pays)",
+    )
     gguf = parser.add_argument_group("GGUF models")
     gguf.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF file")
     gguf.add_argument(
@@ -130,7 +135,7 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
             threads = int(args.threads)
         except ValueError:
             raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto") from None
-    return load(
+    model = load(
         directory or args.model,
         device=args.device,
         threads=threads,
@@ -144,6 +149,8 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         repack=args.repack,
         verbose=args.verbose,
     )
+    model.prompt_lookup = args.prompt_lookup is not False
+    return model
 
 
 def options_from(args: argparse.Namespace, model: Model) -> GenerateOptions:

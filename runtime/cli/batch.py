@@ -100,7 +100,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides the answers beside the cases: the model's files, and what was said on the command line."""
-    names = (*SAMPLING, "mode", "system", "max_patches", "accuracy_level", "context", "vision_engine", "kv")
+    opened = ("accuracy_level", "context", "vision_engine", "kv", "prompt_lookup")
+    names = (*SAMPLING, "mode", "system", "max_patches", *opened)
     said = {name: value for name in names if (value := getattr(args, name)) is not None}
     if (constraint := constraint_from(args)) is not None:
         check_constraint(constraint)

@@ -1,0 +1,136 @@
+"""What prompt lookup brings, on any model: the price of checking a draft, and whole answers with and without.
+
+    python bench/prompt_lookup.py MODEL [MODEL_OF_MORE_LAYERS] [--threads N] [--positions 512]
+
+The price is that of a run of several tokens, in times of a run of one. With two models that differ in their number of
+layers it is extrapolated to the real model's 40. The weights may be random (`phisight synth`): answers are scripted.
+One copies a stretch of the prompt with a changed token now and then; in one half of the tokens follow from the two
+before them, as in the prompt, so that guesses often miss; one never repeats anything.
+Runs alternate; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+import phisight
+from phisight.generate import GenerateOptions
+from phisight.model import Model
+from phisight.sampling import Sampler
+
+COUNTS = (1, 2, 3, 4, 5, 7, 9, 13)
+REPEATS = 5
+LAYERS = 40
+ANSWER = 96
+CHANGED = 12
+"""One token in so many of a copy is another than in the prompt."""
+
+
+def run_seconds(model: Model, positions: int) -> dict[int, float]:
+    """Median seconds of a run of so many tokens behind `positions`."""
+    decoder = model._decoder._decoder
+    rng = np.random.default_rng(0)
+    decoder.truncate(0)
+    decoder.reserve(positions + max(COUNTS))
+    decoder.append([rng.integers(0, 1000, positions, dtype=np.int32)])
+    seconds: dict[int, list[float]] = {count: [] for count in COUNTS}
+    for repeat in range(REPEATS + 1):
+        for count in COUNTS:
+            ids = rng.integers(0, 1000, count, dtype=np.int32)
+            started = time.perf_counter()
+            decoder.append([ids], "last" if count == 1 else "all")
+            if repeat:
+                seconds[count].append(time.perf_counter() - started)
+            decoder.truncate(positions)
+    model._decoder.forget()
+    return {count: statistics.median(values) for count, values in seconds.items()}
+
+
+@contextmanager
+def scripted(script: Sequence[int]) -> Iterator[None]:
+    """All samplers draw this script, whatever the logits say, after the usual work."""
+    usual, place = Sampler.sample, iter(script)
+
+    def sample(self: Sampler, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
+        usual(self, logits, allowed)
+        return next(place)
+
+    Sampler.sample = sample  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Sampler.sample = usual  # type: ignore[method-assign]
+
+
+def answer_seconds(model: Model, prompt: Sequence[int], script: Sequence[int], lookup: bool) -> tuple[float, str]:
+    """Seconds of decoding, and how the guesses went."""
+    options = GenerateOptions(max_tokens=len(script), prompt_lookup=lookup)
+    with scripted(script):
+        run = model.generate_tokens(list(prompt), options=options)
+        list(run)
+    timings = run.timings
+    return timings.decode_seconds, f"{timings.accepted_tokens} of {timings.drafted_tokens} guesses right"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--positions", type=int, default=512)
+    args = parser.parse_args()
+    prices, layers = [], []
+    rng = np.random.default_rng(1)
+    for name in args.models:
+        model = phisight.load(name, threads=args.threads)
+        layers.append(model.manifest.model.decoder.num_layers)
+        prices.append(run_seconds(model, args.positions))
+        print(f"{name}, {layers[-1]} layers")
+        _print_prices(prices[-1])
+        page = rng.choice(900, 400, replace=False).tolist()
+        copied = page[100 : 100 + ANSWER]
+        copied = [id_ + 900 if n % CHANGED == CHANGED - 1 else id_ for n, id_ in enumerate(copied)]
+        chance = _chance(rng, 400 + ANSWER)
+        _print_answers(model, "a copy", page, copied)
+        _print_answers(model, "by chance", chance[:400], chance[400:])
+        _print_answers(model, "no repetition", page, (1000 + rng.choice(900, ANSWER, replace=False)).tolist())
+        del model
+    if len(prices) == 2:
+        per_layer = {n: (prices[1][n] - prices[0][n]) / (layers[1] - layers[0]) for n in COUNTS}
+        print(f"extrapolated to {LAYERS} layers")
+        _print_prices({n: prices[0][n] + per_layer[n] * (LAYERS - layers[0]) for n in COUNTS})
+
+
+def _chance(rng: np.random.Generator, count: int) -> list[int]:
+    """Tokens half of which follow from the two before them."""
+    ids = [0, 1]
+    while len(ids) < count:
+        follows = rng.random() < 0.5
+        ids.append((ids[-1] * 31 + ids[-2] * 17) % 20 if follows else int(rng.integers(20)))
+    return ids
+
+
+def _print_prices(seconds: dict[int, float]) -> None:
+    for count, value in seconds.items():
+        print(f"  a run of {count:>2}: {value * 1e3:8.2f} ms, {value / seconds[1]:5.2f} times one")
+
+
+def _print_answers(model: Model, kind: str, prompt: Sequence[int], script: Sequence[int]) -> None:
+    times: dict[bool, list[float]] = {False: [], True: []}
+    told = ""
+    for _ in range(3):
+        for lookup, seconds in times.items():
+            value, told = answer_seconds(model, prompt, script, lookup)
+            seconds.append(value)
+    without, with_ = (statistics.median(times[lookup]) for lookup in (False, True))
+    print(f"  {kind}: {without:.3f} s without, {with_:.3f} s with, {without / with_:.2f} times as fast; {told}")
+
+
+if __name__ == "__main__":
+    main()
