@@ -114,9 +114,7 @@ def _thing(rng: Random, wanted: Wanted, matching: bool, shapes: Sequence[str], c
             return thing
 
 
-def _question(
-    rng: Random, wanted: Wanted, things: Sequence[Thing], centres: Sequence[tuple[float, float]]
-) -> Question:
+def _question(rng: Random, wanted: Wanted, things: Sequence[Thing], centres: Sequence[tuple[float, float]]) -> Question:
     """The thought points at each thing that counts, from left to right, with its number."""
     kind = {(True, True): "both", (True, False): "shape", (False, True): "colour", (False, False): "all"}
     text = rng.choice(ASK).format(wanted)
