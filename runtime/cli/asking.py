@@ -118,7 +118,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="run the tower with ONNX Runtime, or with llama.cpp (default: ONNX where it is there)",
     )
     gguf.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="decoder layers on a GPU (default: 0)")
-    gguf.add_argument("--kv", choices=["f16", "q8_0"], default="f16", help="type of the KV cache (default: f16)")
+    gguf.add_argument(
+        "--kv",
+        type=lambda name: {"int8": "q8_0"}.get(name, name),
+        choices=["f16", "q8_0"],
+        default="f16",
+        help="type of the KV cache: f16 (default), or q8_0, also called int8, about half of it",
+    )
     gguf.add_argument(
         "--repack",
         action=argparse.BooleanOptionalAction,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from phisight.backends.llamacpp import KV_BYTES
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_config, describe_tensors
@@ -55,6 +56,7 @@ def _model(name: str, directory: Path, console: Console) -> int:
             "head_and_embeddings": bits_per_weight(manifest.tensors, "head", "embeddings"),
             "vision": bits_per_weight(manifest.tensors, "vision", "projector"),
         }
+        data["kv_bytes_per_token"] = _kv_bytes(manifest)
         data["image_attention"] = manifest.image_attention if manifest.model.images else None
         if name == "demo":
             data["checkpoint"] = str(checkpoint_directory(name))
@@ -64,6 +66,8 @@ def _model(name: str, directory: Path, console: Console) -> int:
     console.line("options: " + ", ".join(f"{key} {value}" for key, value in manifest.options.items()))
     for line in describe_config(manifest.model):
         console.line(line)
+    kinds = ", ".join(f"{size / 1024:g} KiB as {name}" for name, size in _kv_bytes(manifest).items())
+    console.line(f"KV cache: {kinds} a token")
     if manifest.model.images:
         console.line(f"image attention: {manifest.image_attention}")
     for line in describe_tensors(manifest.tensors):
@@ -71,6 +75,15 @@ def _model(name: str, directory: Path, console: Console) -> int:
     if name == "demo":
         console.line(f"its checkpoint: {checkpoint_directory(name)}")
     return 0
+
+
+def _kv_bytes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of one position in the KV cache by type: all that llama.cpp offers, or the graph's own."""
+    decoder = manifest.model.decoder
+    if manifest.format == "gguf":
+        return {name: decoder.kv_bytes_per_token(of) // values for name, (of, values) in KV_BYTES.items()}
+    half = manifest.options.get("float") == "f16"
+    return {"f16" if half else "f32": decoder.kv_bytes_per_token(2 if half else 4)}
 
 
 def _checkpoint(directory: Path, console: Console) -> int:
