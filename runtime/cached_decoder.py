@@ -6,17 +6,21 @@ when the next request begins.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phisight.backends.base import Decoder, ForkableDecoder, LogitsWanted
+from phisight.backends.base import Decoder, ForkableDecoder, LogitsWanted, SavableDecoder
 from phisight.chunks import ImageAttention, PrefillChunk, plan_chunks, reusable
 from phisight.context import check_context
-from phisight.errors import Cancelled, EngineError
+from phisight.disk_cache import DiskCacheNotice
+from phisight.errors import Cancelled, EngineError, PhisightError
+from phisight.model_cache import ModelCache
 from phisight.sequence import InputSequence, Keys, common_prefix
 
 __all__ = ["CachedDecoder", "Cancel", "Progress"]
@@ -47,6 +51,7 @@ class CachedDecoder:
         self._capacity = 0
         self._largest_image = 0
         self._requests = 0
+        self.store: ModelCache | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -77,7 +82,9 @@ class CachedDecoder:
         """Another one of the same weights, with a KV cache of its own. Raises EngineError if the engine cannot."""
         if not isinstance(self._decoder, ForkableDecoder):
             raise EngineError("this engine keeps one conversation at a time: use one slot")
-        return CachedDecoder(self._decoder.fork(), self.context, self.image_attention)
+        twin = CachedDecoder(self._decoder.fork(), self.context, self.image_attention)
+        twin.store = self.store
+        return twin
 
     def check_room(self, sequence: InputSequence) -> None:
         """Raise PromptError when the sequence is longer than the context."""
@@ -109,14 +116,41 @@ class CachedDecoder:
         self.check_room(sequence)
         self._begin()
         common = min(common_prefix(self.keys, sequence.keys), len(sequence) - 1)
+        marks = () if self.store is None else self.store.marks(sequence)
+        common = self._restore(sequence, common, marks)
         reused = reusable(sequence, common, self.image_attention)
         self._cut(reused)
-        chunks = plan_chunks(sequence, reused, chunk, self.image_attention)
+        chunks = plan_chunks(sequence, reused, chunk, self.image_attention, marks)
         self._reserve(len(sequence) + room, chunks)
         last: NDArray[np.float32] = np.empty(0, dtype=np.float32)
-        for _, logits in self._run(sequence, chunks, len(sequence), progress, cancel):
+        started = perf_counter()
+        for run, logits in self._run(sequence, chunks, len(sequence), progress, cancel):
             last = logits[0]
+            if run.stop in marks:
+                self._keep(sequence.keys[: run.stop], perf_counter() - started)
         return last
+
+    def _restore(self, sequence: InputSequence, common: int, marks: tuple[int, ...]) -> int:
+        """How many positions of the sequence are cached once the longest kept beginning was loaded, if it is longer."""
+        for mark in reversed(marks):
+            if mark <= common or self.store is None or not isinstance(self._decoder, SavableDecoder):
+                break
+            if (state := self.store.state(sequence.keys[:mark])) is None:
+                continue
+            self._cut(0)
+            try:
+                self._decoder.state_load(state)
+            except PhisightError as error:
+                warnings.warn(f"a kept beginning is ignored: {error}", DiskCacheNotice, stacklevel=2)
+                return 0
+            self._read = sequence.keys[:mark]
+            self._settle()
+            return len(self._read)
+        return common
+
+    def _keep(self, keys: Keys, seconds: float) -> None:
+        if self.store is not None and self.store.worth(seconds) and isinstance(self._decoder, SavableDecoder):
+            self.store.keep_state(keys, self._decoder.state_save(), seconds)
 
     def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
         """Run one token behind what is cached -> its logits, (vocab,) float32, valid until the next run.

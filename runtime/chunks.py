@@ -38,14 +38,18 @@ def check_image_attention(value: object) -> None:
         raise InputError(f"image_attention is {value!r}, wanted one of {', '.join(get_args(ImageAttention))}")
 
 
-def plan_chunks(sequence: InputSequence, start: int, size: int, attention: ImageAttention) -> list[PrefillChunk]:
+def plan_chunks(
+    sequence: InputSequence, start: int, size: int, attention: ImageAttention, cuts: tuple[int, ...] = ()
+) -> list[PrefillChunk]:
     """Chunks of at most `size` positions for those from `start` on; an image that is one chunk may be longer.
+
+    At each of `cuts`, which do not lie inside such an image, a chunk ends, and the next ones are counted from there.
 
     Raises ValueError for a `start` inside such an image: take one that `reusable` allows.
     """
     images = sequence.images if attention == "bidirectional" else ()
     chunks = []
-    for first, stop in (*images, (len(sequence), len(sequence))):
+    for first, stop in sorted((*images, *((cut, cut) for cut in cuts), (len(sequence), len(sequence)))):
         if stop <= start:
             continue
         if first < start:

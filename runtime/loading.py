@@ -84,9 +84,8 @@ def load(
         return load_gguf(files, threads, context, vision_engine, gguf, image_attention)
     if kv_type != "f16":
         raise InputError(
-            f"{directory} is an ONNX model, whose graph says the type of its KV cache; others are for GGUF: kv_type "
-            f"{kv_type} needs scales measured at export, which no export writes yet; leave it out, export with "
-            "--float f16, or use GGUF"
+            f"{directory} is an ONNX model, whose graph says its KV type; others are for GGUF: kv_type {kv_type} needs "
+            "scales measured at export, which no export writes yet; leave it out, export with --float f16, or use GGUF"
         )
     if gguf != LlamaCppSettings() or vision_engine != "auto":
         raise InputError(f"{directory} is an ONNX model: gpu_layers, kv_type, repack and vision_engine are for GGUF")

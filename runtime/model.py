@@ -24,10 +24,12 @@ from phisight.config import ImageBudget
 from phisight.constraint import AnswerRule
 from phisight.constraint_llguidance import Compiler
 from phisight.context import check_context
+from phisight.disk_cache import DiskCache
 from phisight.errors import Cancelled, ImageError, InputError
 from phisight.generate import ControlIds, Generation
 from phisight.images import ImageSource
 from phisight.manifest import Manifest
+from phisight.model_cache import ModelCache
 from phisight.naflex import Patches, preprocess
 from phisight.options import GenerateOptions
 from phisight.prompt import (
@@ -41,7 +43,7 @@ from phisight.prompt import (
     check_images,
     user_message,
 )
-from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, splice
+from phisight.sequence import IMAGE_SLOT, ImageFeatures, InputSequence, common_prefix, splice
 from phisight.slots import DecoderSlots
 from phisight.stopping import StopTexts
 from phisight.thought import ThoughtSplitter
@@ -133,6 +135,14 @@ class Model:
         if slots:
             self._decoder = DecoderSlots([*slots, self._decoder])
 
+    def use_cache(self, disk: DiskCache, identity: str, *, pictures: bool) -> None:
+        """Keep the KV cache of what all prompts begin with on disk and, if asked, image features and beginnings with
+        pictures. `identity` is that of `phisight.model_cache.model_identity`. Call it before `use_slots`.
+        """
+        first, second = (np.array(self.prompt(text).ids, dtype=np.int64) for text in ("0", "1"))
+        shared = tuple(first[: common_prefix(first, second)].tolist())
+        self._decoder.store = ModelCache(disk, identity, shared, pictures=pictures)
+
     def options(self, **changes: Any) -> GenerateOptions:
         """The checkpoint's sampling defaults with some fields changed. Raises InputError."""
         defaults = self.manifest.model.generation
@@ -162,8 +172,14 @@ class Model:
         if self._encoder is None:
             raise ImageError(TEXT_ONLY)
         features = self._features.pop(patches.digest, None)
+        store = self._decoder.store
+        if features is None and store is not None:
+            features = store.features(patches.digest, self._decoder.hidden_size)
         if features is None:
+            started = perf_counter()
             features = self._encoder.encode(patches)
+            if store is not None:
+                store.keep_features(patches.digest, features, perf_counter() - started)
         self._features[patches.digest] = features
         while len(self._features) > 1 and sum(f.nbytes for f in self._features.values()) > FEATURE_CACHE_BYTES:
             self._features.popitem(last=False)

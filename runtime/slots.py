@@ -32,6 +32,7 @@ class DecoderSlots(CachedDecoder):
         first = self._slots[0]
         self.context = first.context
         self.image_attention = first.image_attention
+        self.store = first.store
 
     @property
     def vocab_size(self) -> int:

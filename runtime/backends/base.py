@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from phisight.naflex import Patches
 
-__all__ = ["Decoder", "ForkableDecoder", "LogitsWanted", "Piece", "VisionEncoder"]
+__all__ = ["Decoder", "ForkableDecoder", "LogitsWanted", "Piece", "SavableDecoder", "VisionEncoder"]
 
 Piece = NDArray[np.int32] | NDArray[np.float32]
 """A stretch of the sequence: token ids, shape (n,) int32, or image features, shape (n, hidden) float32."""
@@ -74,3 +74,17 @@ class ForkableDecoder(Decoder, Protocol):
 
     def fork(self) -> Decoder:
         """Another decoder of the same weights, which are in memory once, with an empty KV cache."""
+
+
+@runtime_checkable
+class SavableDecoder(Decoder, Protocol):
+    """A decoder whose KV cache can be kept for another process that has opened the same model in the same way."""
+
+    def state_save(self) -> bytes:
+        """What is cached."""
+
+    def state_load(self, state: bytes | memoryview) -> None:
+        """Replace what is cached by a saved state.
+
+        Raises InputError for one that does not fit, EngineError if the engine refuses it: then nothing is cached.
+        """

@@ -168,7 +168,7 @@ class LlamaCppDecoder:
         payload = b"" if self._context is None else self._context.state().tobytes()
         return STATE.pack(STATE_MAGIC, self._fingerprint(), self._length) + payload
 
-    def state_load(self, state: bytes) -> None:
+    def state_load(self, state: bytes | memoryview) -> None:
         """Replace what is cached by a saved state.
 
         Raises InputError for one of another model or KV type, EngineError if llama.cpp refuses it: then nothing is

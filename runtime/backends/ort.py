@@ -19,7 +19,7 @@ from phisight.backends.embeddings import Embeddings
 from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session, shrinking_run
 from phisight.chunks import chunk_bytes
 from phisight.config import DecoderConfig
-from phisight.errors import EngineError
+from phisight.errors import EngineError, InputError
 from phisight.naflex import Patches
 
 __all__ = ["OrtDecoder", "OrtVisionEncoder"]
@@ -120,6 +120,30 @@ class OrtDecoder:
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on. Their memory is written over by what follows."""
         self._length = min(self._length, length)
+
+    def state_save(self) -> bytes:
+        """What is cached: keys and values of each layer, (kv_heads, positions, head_dim) each."""
+        values = (value.numpy()[0, :, : self._length] for pair in self._cache for value in pair)
+        return b"".join(value.tobytes() for value in values)
+
+    def state_load(self, state: bytes | memoryview) -> None:
+        """Replace what is cached by what `state_save` gave. Raises InputError for another size than whole positions."""
+        length, rest = divmod(len(state), self.kv_bytes_per_token)
+        if rest or not length:
+            raise InputError(f"the saved state has {len(state)} bytes, not {self.kv_bytes_per_token} a position")
+        heads, width = self._config.num_kv_heads, self._config.head_dim
+        saved = np.frombuffer(state, self._kv_dtype).reshape(-1, 2, heads, length, width)
+        self._length = 0
+        capacity = max(self._capacity, length)
+        self._cache, self._step_binding = [], None
+        for layer in saved:
+            pair = []
+            for values in layer:
+                memory = np.zeros((1, heads, capacity, width), self._kv_dtype)
+                memory[0, :, :length] = values
+                pair.append(self._on_device(memory))
+            self._cache.append((pair[0], pair[1]))
+        self._length, self._capacity = length, capacity
 
     def fork(self) -> OrtDecoder:
         """Another decoder of the same session, with an empty cache."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal
 
 from phisight.answer import Chunk
+from phisight.cli.cache import add_cache_options, use_cache
 from phisight.cli.console import Console, ProgressBar
 from phisight.constraint import Constraint
 from phisight.constraint_llguidance import check_constraint
@@ -109,6 +110,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="guess tokens that prompt and answer hold already, and run several at once (default: where it pays)",
     )
+    add_cache_options(parser)
     gguf = parser.add_argument_group("GGUF models")
     gguf.add_argument("--mmproj", metavar="FILE", help="the vision tower of a GGUF file")
     gguf.add_argument(
@@ -156,6 +158,7 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         verbose=args.verbose,
     )
     model.prompt_lookup = args.prompt_lookup is not False
+    use_cache(args, model, directory or args.model)
     return model
 
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "resize": Command("phisight.cli.resize", "write a picture as the model sees it"),
     "export": Command("phisight.cli.export", "make a model directory from a checkpoint"),
     "imatrix": Command("phisight.cli.imatrix", "measure how much each column of a checkpoint's weights matters"),
+    "cache": Command("phisight.cli.cache", "what models keep on disk to save work, and how to remove it"),
     "info": Command("phisight.cli.info", "describe a model directory or a checkpoint"),
     "verify": Command("phisight.cli.verify", "check the files of a model directory"),
     "synth": Command("phisight.cli.synth", "write a synthetic checkpoint, for trying things out"),

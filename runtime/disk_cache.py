@@ -1,0 +1,116 @@
+"""Entries on disk that save work: checked, bounded, safe with several processes, never needed.
+
+An entry is written beside its place and renamed, so that it is whole or not there whatever ends a process; there are no
+locks. A damaged entry is told of, removed and treated as absent. Where the sum exceeds the limit, the entries that were
+not used for longest go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+import uuid
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["DiskCache", "DiskCacheNotice"]
+
+HEADER = struct.Struct("<8s32sQ")
+MAGIC = b"phicache"
+SUFFIX = ".entry"
+LEFTOVER_SECONDS = 3600
+"""After so long a file that was never renamed is taken for one that a process left behind."""
+
+
+class DiskCacheNotice(UserWarning):
+    """An entry could not be used or kept; the work is done as without a cache."""
+
+
+class DiskCache:
+    """A folder of entries, at most `limit` bytes in all. `least_seconds`: what takes less is not worth an entry."""
+
+    def __init__(self, directory: Path, *, limit: int = 8 << 30, least_seconds: float = 0.0) -> None:
+        self.directory = directory
+        self.limit = limit
+        self.least_seconds = least_seconds
+
+    def read(self, key: str) -> memoryview | None:
+        """The bytes kept under a key, mapped from the file; None if there are none, or if they are damaged."""
+        path = self._path(key)
+        try:
+            if path.stat().st_size < HEADER.size:
+                self._damaged(path, "it was cut short")
+                return None
+            file = np.memmap(path, np.uint8, mode="r")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._damaged(path, str(error))
+            return None
+        magic, checksum, size = HEADER.unpack(file[: HEADER.size].tobytes())
+        payload = file.data[HEADER.size :]
+        if magic != MAGIC or size != len(payload):
+            self._damaged(path, "it was cut short or is of another version")
+            return None
+        if hashlib.blake2b(payload, digest_size=32).digest() != checksum:
+            self._damaged(path, "its checksum differs")
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return payload
+
+    def write(self, key: str, payload: bytes, seconds: float) -> None:
+        """Keep bytes that took so many seconds to make, if that is worth it."""
+        if seconds < self.least_seconds or len(payload) + HEADER.size > self.limit or self._path(key).exists():
+            return
+        beside = self.directory / f"{uuid.uuid4().hex}.part"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                file.write(HEADER.pack(MAGIC, hashlib.blake2b(payload, digest_size=32).digest(), len(payload)))
+                file.write(payload)
+            beside.replace(self._path(key))
+        except OSError as error:
+            self._notice(f"the cache {self.directory} cannot be written: {error.strerror or error}")
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        self._trim()
+
+    def entries(self) -> list[tuple[Path, os.stat_result]]:
+        """Entries with their sizes and times, the one used last at the end."""
+        found = []
+        for path in self.directory.glob(f"*{SUFFIX}"):
+            with suppress(OSError):  # another process may have removed it
+                found.append((path, path.stat()))
+        return sorted(found, key=lambda entry: entry[1].st_mtime_ns)
+
+    def _trim(self) -> None:
+        for leftover in self.directory.glob("*.part"):
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                    leftover.unlink()
+        entries = self.entries()
+        excess = sum(stat.st_size for _, stat in entries) - self.limit
+        for path, stat in entries:
+            if excess <= 0:
+                break
+            with suppress(OSError):
+                path.unlink()
+            excess -= stat.st_size
+
+    def _path(self, key: str) -> Path:
+        return self.directory / (hashlib.sha256(key.encode()).hexdigest() + SUFFIX)
+
+    def _damaged(self, path: Path, why: str) -> None:
+        self._notice(f"the cache's entry {path} is ignored and removed: {why}")
+        with suppress(OSError):
+            path.unlink()
+
+    def _notice(self, text: str) -> None:
+        warnings.warn(text, DiskCacheNotice, stacklevel=3)
