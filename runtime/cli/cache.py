@@ -21,8 +21,8 @@ __all__ = ["EXAMPLES", "add_arguments", "add_cache_options", "run", "use_cache"]
 VARIABLE = "PHISIGHT_CACHE"
 
 EXAMPLES = f"""What all prompts of a model begin with is kept, as its KV cache, in the user's cache directory,
-or in ${VARIABLE}, if it took a second or more to compute. With --cache DIR the commands keep image features too, and prompts up to their
-last picture.
+or in ${VARIABLE}, if it took a second or more to compute. With --cache DIR the commands keep image features
+too, and prompts up to their last picture.
 
 examples:
   phisight cache
