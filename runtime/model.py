@@ -68,10 +68,11 @@ FEATURE_CACHE_BYTES = 512 << 20
 class Model:
     """A loaded model. One answer at a time; not for two threads at once.
 
-    `notes` say which device and how many threads were chosen, and why. `prompt_lookup` is the default of the option.
+    `notes` say which device and how many threads were chosen, and why. `prompt_lookup` is the default of the option
+    (off: measured gains are small, see bench/prompt_lookup.py).
     """
 
-    prompt_lookup = True
+    prompt_lookup = False
 
     def __init__(
         self,

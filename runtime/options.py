@@ -44,7 +44,7 @@ class GenerateOptions:
     thinking_budget: int | None = None
     constraint: Constraint | None = None
     prefill_chunk: int = 256
-    prompt_lookup: bool = True
+    prompt_lookup: bool = False
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, minimum=1, optional=True)

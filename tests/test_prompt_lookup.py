@@ -236,9 +236,9 @@ def test_constraints_and_the_thinking_budget_hold(engine: str, request: pytest.F
 
 def test_the_option() -> None:
     model = phisight.load("demo", threads=1)
-    assert model.options().prompt_lookup
-    model.prompt_lookup = False
     assert not model.options().prompt_lookup
-    assert model.options(prompt_lookup=True).prompt_lookup
+    model.prompt_lookup = True
+    assert model.options().prompt_lookup
+    assert not model.options(prompt_lookup=False).prompt_lookup
     with pytest.raises(InputError, match="prompt_lookup is 1"):
         model.options(prompt_lookup=1)

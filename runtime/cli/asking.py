@@ -108,7 +108,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-lookup",
         action=argparse.BooleanOptionalAction,
-        help="guess tokens that prompt and answer hold already, and run several at once (default: where it pays)",
+        help="guess tokens that prompt and answer hold already, and run several at once (default: off)",
     )
     add_cache_options(parser)
     gguf = parser.add_argument_group("GGUF models")
@@ -157,7 +157,7 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         repack=args.repack,
         verbose=args.verbose,
     )
-    model.prompt_lookup = args.prompt_lookup is not False
+    model.prompt_lookup = args.prompt_lookup is True
     use_cache(args, model, directory or args.model)
     return model
 
