@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from phisight.backends.ort_session import Device, import_onnxruntime, package_installed
-from phisight.errors import InputError
+from phisight.errors import EngineError, InputError
 
-__all__ = ["DeviceChoice", "DeviceRequest", "choose_device"]
+__all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices"]
 
 DeviceRequest = Literal["auto", "cpu", "cuda"]
 
@@ -48,3 +49,37 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     if float_type != "f16":
         return DeviceChoice("cpu", "the model's graphs are float32, CUDA needs an export with --float f16")
     return DeviceChoice("cuda", "onnxruntime-gpu is installed and the model is float16; --device cpu avoids it")
+
+
+@dataclass(frozen=True)
+class EngineDevices:
+    """What one engine can be asked to run on here, and the reason for what it cannot."""
+
+    engine: str
+    devices: tuple[str, ...]
+    reason: str
+
+
+def engine_devices() -> list[EngineDevices]:
+    """Every engine, installed or not. No device is started: whether one works shows when a model is opened."""
+    return [_onnxruntime_devices(), _llamacpp_devices()]
+
+
+def _onnxruntime_devices() -> EngineDevices:
+    try:
+        import_onnxruntime()
+    except EngineError as error:
+        return EngineDevices("ONNX Runtime", (), str(error))
+    if package_installed("onnxruntime-gpu"):
+        return EngineDevices("ONNX Runtime", ("cpu", "cuda"), "cuda is tried when a float16 model is opened")
+    return EngineDevices("ONNX Runtime", ("cpu",), "no cuda: onnxruntime-gpu is not installed")
+
+
+def _llamacpp_devices() -> EngineDevices:
+    if find_spec("llama_cpp") is None:
+        return EngineDevices("llama.cpp", (), 'not installed: pip install "phisight[gguf]"')
+    from llama_cpp import llama_supports_gpu_offload
+
+    if llama_supports_gpu_offload():
+        return EngineDevices("llama.cpp", ("cpu", "gpu"), "a GPU is used by --gpu-layers")
+    return EngineDevices("llama.cpp", ("cpu",), "no gpu: llama-cpp-python was compiled for the CPU alone")

@@ -11,7 +11,7 @@ import pytest
 from phisight import devices
 from phisight.backends import ort_session
 from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session
-from phisight.devices import choose_device
+from phisight.devices import choose_device, engine_devices
 from phisight.errors import EngineError, InputError
 from phisight.loading import model_directory
 
@@ -69,3 +69,15 @@ def test_cuda_libraries_are_loaded_before_a_session_opens(monkeypatch: pytest.Mo
     with pytest.raises(EngineError):
         open_session(Path("nothing.onnx"), SessionSettings(device="cuda"))
     assert called == ["loaded"]
+
+
+def test_engines_that_are_missing_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort, llama = engine_devices()
+    assert ort.devices[0] == "cpu"
+    assert llama.devices[0] == "cpu"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    ort, llama = engine_devices()
+    assert (ort.devices, llama.devices) == ((), ())
+    assert "phisight[cpu]" in ort.reason
+    assert "phisight[gguf]" in llama.reason

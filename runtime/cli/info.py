@@ -13,6 +13,8 @@ from phisight.backends.llamacpp import KV_BYTES
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.cli.tables import describe_config, describe_tensors
+from phisight.devices import engine_devices
+from phisight.errors import InputError
 from phisight.gguf_file import GgufFile, MetadataValue
 from phisight.loading import checkpoint_directory, is_checkpoint, model_directory
 from phisight.manifest import Manifest, bits_per_weight
@@ -21,6 +23,7 @@ __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = """examples:
   phisight info demo
+  phisight info --devices
   phisight info path/to/checkpoint
   phisight info phi4-int4 --json
   phisight info model-q4_k_m.gguf"""
@@ -32,18 +35,33 @@ SHOWN_CHARACTERS = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", help="a model directory, a GGUF file, a checkpoint directory, or demo"
+        "model", metavar="MODEL", nargs="?", help="a model directory, a GGUF file, a checkpoint directory, or demo"
     )
+    parser.add_argument("--devices", action="store_true", help="what each engine finds here, instead of a model")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    if args.devices == (args.model is not None):
+        raise InputError("phisight info takes either a MODEL or --devices: give one of them")
+    if args.devices:
+        return _devices(console)
     directory = model_directory(args.model)
     if directory.is_file():
         return _gguf(directory, console)
     if is_checkpoint(directory):
         return _checkpoint(directory, console)
     return _model(args.model, directory, console)
+
+
+def _devices(console: Console) -> int:
+    found = engine_devices()
+    if console.as_json:
+        console.document({"kind": "devices", "engines": [asdict(entry) for entry in found]})
+        return 0
+    for entry in found:
+        console.line(f"{entry.engine}: {', '.join(entry.devices) or 'none'} ({entry.reason})")
+    return 0
 
 
 def _model(name: str, directory: Path, console: Console) -> int:
