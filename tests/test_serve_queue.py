@@ -27,20 +27,20 @@ LONG = {"max_tokens": 10_000}
 @contextmanager
 def slowly(served: Any, seconds: float = 0.02) -> Iterator[None]:
     """Every token takes this long, and no answer ends by itself."""
-    decoder, step = served.model._decoder, type(served.model._decoder).step
+    decoder, steps = served.model._decoder, type(served.model._decoder).steps
     stop = list(served.model.manifest.model.generation.eos_token_ids)
 
-    def slow(token_id: int, *, most: int) -> Any:
-        time.sleep(seconds)
-        logits = step(decoder, token_id, most=most).copy()
-        logits[stop] = np.float32(-1e9)
+    def slow(token_ids: Any, *, most: int) -> Any:
+        time.sleep(seconds * len(token_ids))
+        logits = steps(decoder, token_ids, most=most).copy()
+        logits[..., stop] = np.float32(-1e9)
         return logits
 
-    decoder.step = slow
+    decoder.steps = slow
     try:
         yield
     finally:
-        del decoder.step
+        del decoder.steps
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
