@@ -70,7 +70,7 @@ class ChainDecoder:
 def chain(decoder: ChainDecoder, **options: Any) -> tuple[CachedDecoder, Generation]:
     cached = CachedDecoder(decoder, 1000)
     sequence = splice(CYCLE, [], vocab_size=VOCAB, hidden_size=1)
-    settings = GenerateOptions(**{"temperature": 1, "top_p": 1, "max_tokens": 6} | options)
+    settings = GenerateOptions(**{"temperature": 1, "top_p": 1, "max_tokens": 6, "prompt_lookup": True} | options)
     return cached, Generation(cached, sequence, settings, ControlIds(stop=frozenset()))
 
 
