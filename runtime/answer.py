@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from phisight.generate import FinishReason, Generation, Timings
+from phisight.logprobs import ShownTokens, TokenLogprobs
 from phisight.stopping import StopTexts
 from phisight.thought import Channel, ThoughtSplitter
 from phisight.tokenizer import IncrementalDecoder, Tokenizer
@@ -71,6 +72,7 @@ class Chunk:
 
     finish_reason: "stop", "length" or "cancelled" in the last chunk, None before it, as is `stats`.
     token_ids: in the last chunk all ids that were generated, control tokens too, without the end token.
+    logprobs: of the answer's tokens whose text begins in this chunk, if the options ask for them.
     """
 
     text: str
@@ -78,6 +80,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,22 +116,23 @@ def stream_text(
     decoder = IncrementalDecoder(tokenizer)
     channel: Channel = "thought" if splitter.in_thought else "answer"
     ids: list[int] = []
+    tokens = ShownTokens()
     try:
         for token in generation:
             ids.append(token.token_id)
             to = splitter.feed(token.token_id)
             if to != channel or to is None:
-                yield from _chunks(decoder.flush(), channel, stops)
+                yield from _chunks(decoder.flush(), channel, stops, tokens)
             if to is None:
                 continue
             channel = to
-            yield from _chunks(decoder.push(token.token_id), channel, stops)
+            yield from _chunks(decoder.push(token.token_id), channel, stops, tokens, token.logprobs)
             if stops.found:
                 break
-        yield from _chunks(decoder.flush(), channel, stops)
+        yield from _chunks(decoder.flush(), channel, stops, tokens)
         held = stops.flush()
         if held:
-            yield Chunk(held)
+            yield Chunk(held, logprobs=tokens.pop(held))
         reason: FinishReason = "stop" if stops.found else generation.finish_reason or "cancelled"
         stats = _stats(cost, generation.timings, generation.seed, splitter.thought_tokens)
         yield Chunk("", channel, reason, stats, tuple(ids))
@@ -156,10 +160,17 @@ def _rate(count: int, seconds: float) -> str:
     return f", {count / seconds:.1f} tokens/s" if count and seconds else ""
 
 
-def _chunks(text: str, channel: Channel, stops: StopTexts) -> Iterator[Chunk]:
-    shown = stops.push(text) if channel == "answer" else text
-    if shown:
-        yield Chunk(shown, channel)
+def _chunks(
+    text: str, channel: Channel, stops: StopTexts, tokens: ShownTokens, logprobs: TokenLogprobs | None = None
+) -> Iterator[Chunk]:
+    """`logprobs` is that of the token that completed the text."""
+    if channel == "thought":
+        if text:
+            yield Chunk(text, channel)
+        return
+    tokens.push(text, logprobs)
+    if shown := stops.push(text):
+        yield Chunk(shown, channel, logprobs=tokens.pop(shown))
 
 
 def _stats(cost: PromptCost, timings: Timings, seed: int | None, thought_tokens: int) -> Stats:

@@ -29,6 +29,7 @@ from phisight.constraint import AnswerRule
 from phisight.context import check_context
 from phisight.drafted_steps import DraftedSteps
 from phisight.errors import Cancelled, InputError
+from phisight.logprobs import TokenLogprobs, token_logprobs
 from phisight.options import GenerateOptions
 from phisight.prompt_lookup import PromptLookup
 from phisight.sampling import Sampler
@@ -53,11 +54,15 @@ class ControlIds:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One token of the answer: its id, its number from 0, and whether the thinking budget forced it."""
+    """One token of the answer: its id, its number from 0, and whether the thinking budget forced it.
+
+    logprobs: None unless the options ask for it.
+    """
 
     token_id: int
     index: int
     forced: bool = False
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class Generation(Iterator[GeneratedToken]):
         self._cancel = cancel
         self._limit = _token_limit(decoder, sequence, options)
         self._budget = _ThinkingBudget(options.thinking_budget, control, starts_in_thought)
+        self._drawable = drawable
         self._sampler = Sampler(options, decoder.vocab_size, drawable)
         self._finish_reason: FinishReason | None = None
         self._timings = Timings()
@@ -179,7 +185,7 @@ class Generation(Iterator[GeneratedToken]):
             if ended:
                 self._finish_reason = "stop"
                 return
-            yield GeneratedToken(token_id, index, forced)
+            yield GeneratedToken(token_id, index, forced, self._logprobs(logits, token_id))
             if self._rule is not None and self._rule.complete:  # only the end can follow
                 self._finish_reason = "stop"
                 return
@@ -218,6 +224,10 @@ class Generation(Iterator[GeneratedToken]):
         if self._rule is not None and token_id not in self._control.stop:
             self._rule.observe(token_id)
         return token_id, closing is not None
+
+    def _logprobs(self, logits: NDArray[np.float32], token_id: int) -> TokenLogprobs | None:
+        count = self._options.logprobs
+        return None if count is None else token_logprobs(logits[: self._drawable], token_id, count)
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         return self._sampler.sample(logits) if self._rule is None else self._rule.draw(logits, self._sampler.sample)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from phisight.constraint import Constraint
 from phisight.errors import InputError
+from phisight.logprobs import MOST_ALTERNATIVES
 
 __all__ = ["GenerateOptions"]
 
@@ -28,6 +29,7 @@ class GenerateOptions:
     thinking_budget: most tokens of thought before it is closed by force; None: no limit.
     constraint: the form of the answer, once the thought has ended; None: free text.
     prefill_chunk: positions that the prefill runs at a time; memory and the delay of a cancel grow with it.
+    logprobs: tell with each token its log-probability and those of this many likeliest ones, 0 to 20; None: tell none.
     prompt_lookup: guess tokens from what stands in prompt and answer already, and run several at once where that pays.
 
     Raises InputError naming the field, the value found and the value wanted.
@@ -45,6 +47,7 @@ class GenerateOptions:
     constraint: Constraint | None = None
     prefill_chunk: int = 256
     prompt_lookup: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, minimum=1, optional=True)
@@ -59,6 +62,9 @@ class GenerateOptions:
         _check_constraint(self.constraint)
         _check_int("prefill_chunk", self.prefill_chunk, minimum=1, optional=False)
         _check_bool("prompt_lookup", self.prompt_lookup)
+        _check_int("logprobs", self.logprobs, minimum=0, optional=True)
+        if self.logprobs is not None and self.logprobs > MOST_ALTERNATIVES:
+            raise InputError(f"logprobs is {self.logprobs}: give at most {MOST_ALTERNATIVES}")
 
 
 def _check_int(name: str, value: object, *, minimum: int, optional: bool) -> None:
