@@ -16,11 +16,11 @@ from phisight.export.names import EMBEDDINGS, PATCH_EMBEDDING, POSITION_TABLE, T
 from phisight.export.quantized import PackedRows
 from phisight.gguf_file import GgufFile
 from phisight.manifest import Manifest, TensorEntry
-from phisight.quant.blocks import Channels, dequantize_blocks, dequantize_channels
+from phisight.quant.blocks import Blocks, Channels, dequantize_blocks, dequantize_channels
 from phisight.quant.ggml import ggml_row_bytes, ggml_type
 from phisight.quant.scheme import SCHEMES, BlockScheme, ChannelScheme
 
-__all__ = ["StoredTensors", "open_stored"]
+__all__ = ["OnnxTensors", "StoredTensors", "open_stored"]
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float32]
@@ -44,17 +44,17 @@ def open_stored(directory: Path, manifest: Manifest) -> Mapping[str, StoredTenso
                 if name.startswith(start):
                     files |= dict.fromkeys(parts, _Gguf(directory / name))
     else:
-        files |= dict.fromkeys(("decoder", "head"), _Onnx(directory / "decoder.onnx"))
+        files |= dict.fromkeys(("decoder", "head"), OnnxTensors(directory / "decoder.onnx"))
         files["embeddings"] = _Embeddings(directory)
     if "vision.onnx" in manifest.files:
-        vision = _Onnx(directory / "vision.onnx")
+        vision = OnnxTensors(directory / "vision.onnx")
         files |= (
             {"onnx_vision": vision} if manifest.format == "gguf" else dict.fromkeys(("vision", "projector"), vision)
         )
     return files
 
 
-class _Onnx:
+class OnnxTensors:
     """A graph's weights in the file beside it, found by the graph's own words, not by the exporter's."""
 
     def __init__(self, path: Path) -> None:
@@ -65,9 +65,7 @@ class _Onnx:
     def rows(self, spec: TensorSpec, entry: TensorEntry, rows: Rows) -> Floats:
         name, scheme = spec.name, SCHEMES.get(entry.scheme)
         if isinstance(scheme, BlockScheme):
-            packed, scale = self._map(name + ".packed")[rows], self._map(name + ".scales")[rows]
-            zero = None if scheme.symmetric else self._map(name + ".zeros")[rows]
-            return dequantize_blocks(PackedRows(packed, scale, zero).blocks(spec.shape[1], scheme.bits))
+            return dequantize_blocks(self.blocks(spec, scheme, rows))
         if isinstance(scheme, ChannelScheme):
             q = np.ascontiguousarray(self._map(name + ".int8")[:, rows].T)
             return dequantize_channels(Channels(q, self._map(name + ".scale")[rows]))
@@ -75,6 +73,12 @@ class _Onnx:
         if len(spec.shape) == 2 and name != POSITION_TABLE:
             return np.ascontiguousarray(weights[:, rows].T, np.float32)
         return np.asarray(weights[rows], np.float32)
+
+    def blocks(self, spec: TensorSpec, scheme: BlockScheme, rows: Rows) -> Blocks:
+        """Some rows of a matrix as they are stored. Raises ModelDirError for one that is not there."""
+        packed, scale = self._map(spec.name + ".packed")[rows], self._map(spec.name + ".scales")[rows]
+        zero = None if scheme.symmetric else self._map(spec.name + ".zeros")[rows]
+        return PackedRows(packed, scale, zero).blocks(spec.shape[1], scheme.bits)
 
     def _map(self, name: str) -> NDArray[Any]:
         if name not in self._found:

@@ -1,0 +1,130 @@
+"""An engine with its files and settings, and the work of each stage on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+
+from phisight.backends.base import Decoder, VisionEncoder
+from phisight.bench.stages import Stage
+from phisight.config import ModelConfig
+from phisight.naflex import PATCH_SIZE, PATCH_VALUES, Patches
+
+__all__ = ["Contender", "Figures", "Opened"]
+
+CONTEXT = 1024
+"""Positions of room in the KV cache."""
+DECODE_BEHIND = 64
+"""Positions that are cached before steps are timed."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a process measured of itself: seconds to open the files, most memory in use in bytes (None: not told)."""
+
+    load_seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine: ONNX Runtime on a directory, or llama.cpp on model.gguf and mmproj.gguf in it.
+
+    `repack` and `flash` are llama.cpp's: whether weights are kept in a second layout, and flash attention.
+    """
+
+    name: str
+    engine: Literal["onnxruntime", "llama.cpp"]
+    directory: Path
+    config: ModelConfig
+    threads: int
+    repack: bool = True
+    flash: Literal["auto", "on", "off"] = "auto"
+
+    def settings(self) -> dict[str, str | int | bool]:
+        """For the report."""
+        shown: dict[str, str | int | bool] = {"name": self.name, "engine": self.engine, "threads": self.threads}
+        return shown if self.engine == "onnxruntime" else shown | {"repack": self.repack, "flash_attention": self.flash}
+
+    def open(self) -> Opened:
+        """Raises EngineError, ModelDirError."""
+        return _open_onnx(self) if self.engine == "onnxruntime" else _open_llama(self)
+
+
+@dataclass
+class Opened:
+    """An open encoder and decoder, and stages run on them."""
+
+    config: ModelConfig
+    decoder: Decoder
+    encoder: VisionEncoder | None
+
+    def seconds(self, stage: Stage) -> float:
+        """Run the stage once. Raises EngineError."""
+        rng = np.random.default_rng(stage.units)
+        width = self.config.decoder.hidden_size
+        ids = rng.integers(0, min(256, self.config.decoder.vocab_size), max(stage.units, DECODE_BEHIND), np.int32)
+        self.decoder.truncate(0)
+        match stage.kind:
+            case "encode":
+                assert self.encoder is not None
+                rows, columns = stage.grid
+                # Whole levels of brightness, since llama.cpp is handed a picture.
+                levels = rng.integers(0, 256, (rows * columns, PATCH_VALUES)).astype(np.float32)
+                pixels = levels / np.float32(127.5) - np.float32(1)
+                patches = Patches(pixels, stage.grid, (PATCH_SIZE * columns, PATCH_SIZE * rows))
+                encoder = self.encoder
+                return _timed(lambda: encoder.encode(patches))
+            case "prefill":
+                self.decoder.reserve(CONTEXT)
+                return _timed(lambda: self.decoder.append([ids[: stage.units]]))
+            case "prefill_image":
+                features = rng.normal(0, 0.02, (stage.units, width)).astype(np.float32)
+                self.decoder.reserve(CONTEXT)
+                return _timed(lambda: self.decoder.append([features]))
+            case "decode":
+                self.decoder.reserve(CONTEXT)
+                self.decoder.append([ids[:DECODE_BEHIND]])
+                self.decoder.append([ids[:1]])
+                return _timed(lambda: [self.decoder.append([ids[i : i + 1]]) for i in range(stage.units)]) / stage.units
+            case _:
+                raise ValueError(f"{stage.name} is not run on an open engine")
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = perf_counter()
+    work()
+    return perf_counter() - started
+
+
+def _open_onnx(contender: Contender) -> Opened:
+    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
+    from phisight.backends.ort_session import SessionSettings, integer_products
+
+    config = contender.config
+    settings = SessionSettings("cpu", contender.threads, None, integer_products())
+    encoder = None
+    if config.vision is not None:
+        encoder = OrtVisionEncoder(contender.directory, settings, config.decoder.hidden_size)
+    return Opened(config, OrtDecoder(contender.directory, settings, config.decoder), encoder)
+
+
+def _open_llama(contender: Contender) -> Opened:
+    from phisight.backends import llamacpp_library
+    from phisight.backends.llamacpp import LlamaCppDecoder
+    from phisight.backends.mtmd import MtmdVisionEncoder
+
+    # This process opens nothing else, so the library's setting may be its own.
+    llamacpp_library.FLASH_ATTENTION["f16"] = {"auto": -1, "off": 0, "on": 1}[contender.flash]
+    decoder = LlamaCppDecoder(
+        contender.directory / "model.gguf", threads=contender.threads, repack=contender.repack, context=CONTEXT
+    )
+    encoder = None
+    if contender.config.vision is not None:
+        encoder = MtmdVisionEncoder(contender.directory / "mmproj.gguf", decoder.model, threads=contender.threads)
+    return Opened(contender.config, decoder, encoder)

@@ -1,0 +1,201 @@
+"""`phisight bench`: seconds of each stage of inference, beside llama.cpp on the same weights."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from phisight.bench import Contender, Samples, Stage, as_report, measure, measure_bounds, stages_named
+from phisight.bench.questions import question_seconds
+from phisight.cli.console import Console
+from phisight.cli.extras import needs_extra
+from phisight.errors import InputError
+from phisight.loading import model_directory
+from phisight.manifest import Manifest
+from phisight.threads import choose_threads
+
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = """Every engine runs in a process of its own, and they take turns: medians of the runs are compared. For
+--against llama.cpp the model's blocks are written as Q4_0 and Q8_0, the very same numbers, and its tower as F16, into a
+temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts.
+
+A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
+takes and what all the rest: times of 40 and 26 layers follow from that.
+
+stages: encode_256, encode_1024, encode_3600 (patches), prefill and prefill_image (512 positions), decode (a step),
+second_question (about the same image), load
+
+examples:
+  phisight bench demo --stages encode_256,prefill,decode
+  phisight bench phi4-int4 --against llama.cpp --json"""
+
+REAL_HIDDEN = 5120
+REAL_DECODER_LAYERS = 40
+REAL_TOWER_LAYERS = 26
+OURS = "phisight"
+VARIANTS: tuple[tuple[str, bool, Literal["auto", "off"]], ...] = (
+    ("llama.cpp", True, "auto"),
+    ("llama.cpp, no flash attention", True, "off"),
+    ("llama.cpp, not repacked", False, "auto"),
+)
+"""The first as llama.cpp comes."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an ONNX model directory, or demo")
+    parser.add_argument("--against", choices=["llama.cpp"], help="another engine to time on the same weights")
+    parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
+    parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    stages = stages_named(args.stages)
+    if args.runs < 1:
+        raise InputError(f"--runs is {args.runs}, wanted 1 or more")
+    if args.threads != "auto" and not args.threads.isdecimal():
+        raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto")
+    threads = choose_threads("auto" if args.threads == "auto" else int(args.threads))
+    directory = model_directory(args.model)
+    manifest = Manifest.read(directory)
+    if manifest.format != "onnx":
+        raise InputError(
+            f"{directory} is a GGUF model, wanted an ONNX one: phisight compare --speed times models of either kind"
+        )
+    if manifest.model.vision is None:
+        stages = tuple(stage for stage in stages if stage.kind != "encode")
+    depth = _depth(manifest)
+    with ExitStack() as stack:
+        deep = _contenders(args, directory, manifest, threads.count, None, stack, console)
+        samples = _timed(deep, stages, args.runs, console)
+        shallow: Samples | None = None
+        if depth is not None:
+            cut = _contenders(args, directory, manifest, threads.count, depth, stack, console)
+            engine = tuple(stage for stage in stages if stage.kind not in ("load", "second_question"))
+            shallow = _timed(cut, engine, args.runs, console)
+    report = as_report(
+        stages,
+        deep,
+        samples,
+        shallow,
+        _depths(manifest, depth),
+        measure_bounds(threads.count),
+        sum(entry.bytes for entry in manifest.tensors.values() if entry.part in ("decoder", "head")),
+    )
+    if any(stage.kind == "second_question" for stage in stages):
+        first, second = question_seconds(directory, threads.count)
+        report["stages"]["second_question"] = {"ours_s": second, "first_s": first, "share_of_first": second / first}
+    machine = {"processor": platform.processor() or platform.machine(), "system": platform.system()}
+    report = {"model": str(args.model), "machine": machine, "threads": threads.count, **report}
+    if args.json:
+        console.document(report)
+    else:
+        for line in _lines(report):
+            console.line(line)
+    return 0
+
+
+def _depth(manifest: Manifest) -> int | None:
+    """Layers of the shallow model, or None where nothing is to be extrapolated."""
+    d = manifest.model.decoder
+    real = d.hidden_size == REAL_HIDDEN and 1 < d.num_layers < REAL_DECODER_LAYERS
+    v = manifest.model.vision
+    deep_tower = v is None or v.used_layers > 1
+    return min(d.num_layers, v.used_layers if v else d.num_layers) - 1 if real and deep_tower else None
+
+
+def _depths(manifest: Manifest, shallow: int | None) -> dict[str, tuple[int, int, int]]:
+    if shallow is None:
+        return {}
+    v = manifest.model.vision
+    depths = {"decoder": (manifest.model.decoder.num_layers, shallow, REAL_DECODER_LAYERS)}
+    return depths if v is None else depths | {"encode": (v.used_layers, shallow, REAL_TOWER_LAYERS)}
+
+
+def _contenders(
+    args: argparse.Namespace,
+    directory: Path,
+    manifest: Manifest,
+    threads: int,
+    layers: int | None,
+    stack: ExitStack,
+    console: Console,
+) -> list[Contender]:
+    """Ours, and the other engine in each of its settings; the first `layers` layers only, or all."""
+    config = manifest.model
+    if args.against is None and layers is None:
+        return [Contender(OURS, "onnxruntime", directory, config, threads)]
+    with needs_extra("export"):
+        from phisight.export.shallow import write_shallow
+        from phisight.export.transcription import shallow_config, transcribe
+    folder = Path(
+        # On Windows files that an ended process held may not be free at once.
+        stack.enter_context(tempfile.TemporaryDirectory(prefix="phisight-bench-", ignore_cleanup_errors=True))
+    )
+    ours = directory
+    if layers is not None:
+        ours, config = folder / "onnx", shallow_config(config, layers)
+        ours.mkdir()
+        write_shallow(directory, ours, layers)
+    contenders = [Contender(OURS, "onnxruntime", ours, config, threads)]
+    if args.against is not None:
+        total = sum(entry.weights for entry in manifest.tensors.values())
+        with console.progress("writing GGUF", total, "w") as bar:
+            transcribe(directory, folder, layers=layers, progress=bar.add)
+        contenders += [
+            Contender(name, "llama.cpp", folder, config, threads, repack, flash) for name, repack, flash in VARIANTS
+        ]
+    return contenders
+
+
+def _timed(contenders: Sequence[Contender], stages: Sequence[Stage], runs: int, console: Console) -> Samples:
+    timed = sum(stage.kind not in ("load", "second_question") for stage in stages)
+    with console.progress("timing", len(contenders) * (1 + timed * (runs + 1)), "run", scale=False) as bar:
+
+        def done(what: str) -> None:
+            bar.tell(what)
+            bar.add(1)
+
+        return measure(contenders, stages, runs, done)
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    bounds = report["bounds"]
+    lines = [
+        f"{report['threads']} threads; reads {bounds['read_bytes_per_second'] / 1e9:.1f} GB/s, "
+        f"{bounds['integer_operations_per_second'] / 1e9:,.0f} billion integer operations/s"
+    ]
+    lines.append(f"{'stage':<34}{'ours':>11}{'default':>11}{'best':>11}{'ratio':>8}{'to best':>9}{'of bound':>10}")
+    for name, row in report["stages"].items():
+        lines.append(_line(name, row))
+        if row.get("extrapolated"):
+            lines.append(_line(f"  with {row['extrapolated']['layers']} layers", row["extrapolated"]))
+        if "share_of_first" in row:
+            lines.append(f"  {100 * row['share_of_first']:.1f} % of the first question's {row['first_s']:.3f} s")
+    for name, peak in report["memory"].items():
+        if peak is not None:
+            lines.append(f"memory of {name}: {peak / 2**20:,.0f} MiB")
+    return lines
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    def seconds(key: str) -> str:
+        value = row.get(key)
+        return "" if value is None else f"{value:.4f} s"
+
+    def ratio(key: str) -> str:
+        value = row.get(key)
+        return "" if value is None else f"{value:.2f}"
+
+    share = row.get("share")
+    return (
+        f"{name:<34}{seconds('ours_s'):>11}{seconds('other_default_s'):>11}{seconds('other_s'):>11}"
+        f"{ratio('ratio_default'):>8}{ratio('ratio'):>9}{'' if share is None else f'{100 * share:.0f} %':>10}"
+    )

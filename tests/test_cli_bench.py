@@ -1,0 +1,97 @@
+"""`phisight bench`: stages timed beside llama.cpp on the same weights, and what follows from two depths."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import phisight
+from phisight.bench import STAGES, Contender
+from phisight.bench.report import full_depth
+from phisight.cli.main import main
+from phisight.export.shallow import write_shallow
+from phisight.export.transcription import shallow_config, transcribe
+from phisight.loading import model_directory
+from phisight.manifest import Manifest
+from phisight.naflex import Patches
+
+IDS = np.arange(1, 33, dtype=np.int32)
+
+
+def test_every_stage_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    left = set(Path(tempfile.gettempdir()).glob("phisight-bench-*"))
+    stages = "encode_256,prefill,decode,second_question,load"
+    assert main(["bench", "demo", "--against", "llama.cpp", "--stages", stages, "--runs", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["stages"]) == ["encode_256", "prefill", "decode", "load", "second_question"]
+    for name in ("encode_256", "prefill", "decode"):
+        row = report["stages"][name]
+        assert row["other_s"] == min(row["others"].values()) > 0
+        assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"])
+        assert row["ratio_default"] >= row["ratio"]
+        assert row["extrapolated"] is None  # the widths are not the 15B model's
+        assert row["share"] > 0
+    assert {each["engine"] for each in report["contenders"]} == {"onnxruntime", "llama.cpp"}
+    assert set(report["memory"]) == {each["name"] for each in report["contenders"]}
+    assert report["bounds"]["read_bytes_per_second"] > 0
+    assert set(Path(tempfile.gettempdir()).glob("phisight-bench-*")) <= left
+
+
+def test_the_transcription_holds_the_same_numbers(tmp_path: Path) -> None:
+    directory = model_directory("demo")
+    transcribe(directory, tmp_path)
+    ours = phisight.load(directory, accuracy_level=0, threads=1)
+    theirs = phisight.load(tmp_path / "model.gguf", mmproj=tmp_path / "mmproj.gguf", threads=1)
+    a, b = ours.score(IDS, ()), theirs.score(IDS, ())
+    assert np.abs(a - b).max() < 0.05 * np.abs(a).max()  # llama.cpp rounds activations to INT8
+    assert (a.argmax(-1) == b.argmax(-1)).mean() > 0.8
+
+
+def test_the_first_layers_alone_are_a_model(tmp_path: Path) -> None:
+    directory = model_directory("demo")
+    onnx, gguf = tmp_path / "onnx", tmp_path / "gguf"
+    onnx.mkdir()
+    gguf.mkdir()
+    write_shallow(directory, onnx, 2)
+    transcribe(directory, gguf, layers=2)
+    config = shallow_config(Manifest.read(directory).model, 2)
+    assert (config.decoder.num_layers, config.vision and config.vision.used_layers) == (2, 2)
+    ours = Contender("ours", "onnxruntime", onnx, config, 1).open()
+    theirs = Contender("theirs", "llama.cpp", gguf, config, 1).open()
+    a, b = ours.decoder.append([IDS]), theirs.decoder.append([IDS])
+    assert np.corrcoef(a[0], b[0])[0, 1] > 0.99
+    whole = Contender("whole", "onnxruntime", directory, Manifest.read(directory).model, 1).open()
+    assert np.corrcoef(a[0], whole.decoder.append([IDS])[0])[0, 1] < 0.99
+    patches = Patches(np.random.default_rng(0).uniform(-1, 1, (64, 768)).astype(np.float32), (8, 8), (128, 128))
+    assert ours.encoder is not None and theirs.encoder is not None
+    a, b = ours.encoder.encode(patches), theirs.encoder.encode(patches)
+    assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(a)
+
+
+def test_two_depths_tell_a_third() -> None:
+    assert full_depth((7.0, 5.0), (2, 1, 40)) == 3 + 40 * 2
+
+
+def test_work_grows_with_the_stage() -> None:
+    config = Manifest.read(model_directory("demo")).model
+    work = {stage.name: stage.operations(config) for stage in STAGES}
+    assert work["encode_256"] * 4 < work["encode_1024"]  # attention grows with the square
+    assert work["decode"] < work["prefill"] < 512 * work["decode"] * 2
+    assert work["load"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--stages", "encode_9"], "encode_9"),
+        (["demo", "--runs", "0"], "--runs is 0"),
+        (["demo", "--threads", "some"], "--threads is 'some'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err
