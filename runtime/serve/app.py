@@ -117,7 +117,7 @@ class Service:
             place.give_back()
             raise
         self.engine.submit(job)
-        return Reply(asked, job, notes, partial(self._ended, job, place))
+        return Reply(asked, job, notes, partial(self._ended, job, place), self._model.tokenizer)
 
     async def _prepare(self, asked: ChatRequest, job: Job) -> tuple[str, ...]:
         """All that can be refused, before the request is queued; the prompt's notes. Raises ApiError."""

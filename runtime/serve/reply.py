@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,9 +17,12 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from phisight.answer import Chunk, Stats
+from phisight.logprobs import TokenLogprobs
 from phisight.serve.engine import Job
 from phisight.serve.errors import api_error, error_response
+from phisight.serve.logprobs import logprobs_document
 from phisight.serve.requests import ChatRequest
+from phisight.tokenizer import Tokenizer
 
 __all__ = ["Ended", "Reply"]
 
@@ -34,14 +37,18 @@ _FIELDS = {"thought": "reasoning_content", "answer": "content"}
 class Reply:
     """ASGI response to one chat request."""
 
-    def __init__(self, request: ChatRequest, job: Job, notes: tuple[str, ...], ended: Ended) -> None:
+    def __init__(
+        self, request: ChatRequest, job: Job, notes: tuple[str, ...], ended: Ended, tokenizer: Tokenizer
+    ) -> None:
         self._request = request
+        self._tokenizer = tokenizer
         self._job = job
         self._notes = notes
         self._ended = ended
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._texts = {"thought": "", "answer": ""}
+        self._logprobs: list[TokenLogprobs] = []
         self._end = "disconnect"
         self._stats: Stats | None = None
         self._finished = False
@@ -77,7 +84,7 @@ class Reply:
         message = {"role": "assistant", "content": self._texts["answer"], "refusal": None}
         if self._texts["thought"]:
             message["reasoning_content"] = self._texts["thought"]
-        choice = {"index": 0, "message": message, "finish_reason": self._end, "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": self._end, "logprobs": self._told_of(self._logprobs)}
         document = self._document("chat.completion", [choice]) | self._told()
         await JSONResponse(document | {"usage": self._usage()})(scope, receive, send)
 
@@ -91,7 +98,8 @@ class Reply:
                 self._note(chunk)
                 keeper.cancel()
                 if chunk.text:
-                    await self._event(send, self._piece({_FIELDS[chunk.channel]: chunk.text}))
+                    delta = {_FIELDS[chunk.channel]: chunk.text}
+                    await self._event(send, self._piece(delta, logprobs=chunk.logprobs))
             await self._event(send, self._piece({}, self._end) | self._told())
             if self._request.include_usage:
                 await self._event(send, self._document("chat.completion.chunk", []) | {"usage": self._usage()})
@@ -116,11 +124,15 @@ class Reply:
 
     def _note(self, chunk: Chunk) -> None:
         self._texts[chunk.channel] += chunk.text
+        self._logprobs += chunk.logprobs
         if chunk.finish_reason is not None:
             self._end, self._stats = chunk.finish_reason, chunk.stats
 
-    def _piece(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _piece(
+        self, delta: dict[str, str], finish_reason: str | None = None, logprobs: Sequence[TokenLogprobs] = ()
+    ) -> dict[str, Any]:
+        told = self._told_of(logprobs) if logprobs else None
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": told}
         document = self._document("chat.completion.chunk", [choice])
         return document | {"usage": None} if self._request.include_usage else document
 
@@ -138,6 +150,10 @@ class Reply:
         """What OpenAI's form has no place for: counts, stage times in seconds, notes on the prompt."""
         stats = None if self._stats is None else self._stats.as_json()
         return {"phisight": {"stats": stats, "notes": list(self._notes)}}
+
+    def _told_of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        """None unless the request asks for them."""
+        return None if self._request.options.logprobs is None else logprobs_document(logprobs, self._tokenizer)
 
     def _usage(self) -> dict[str, Any]:
         stats = self._stats

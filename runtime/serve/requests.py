@@ -9,6 +9,7 @@ from typing import Any
 from phisight.constraint import Constraint
 from phisight.constraint_llguidance import is_installed
 from phisight.errors import InputError
+from phisight.logprobs import MOST_ALTERNATIVES
 from phisight.options import GenerateOptions
 from phisight.prompt import Message, Mode
 from phisight.serve.errors import ApiError, api_error, refused
@@ -39,8 +40,6 @@ def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: Genera
     """Read the body of /v1/chat/completions; `defaults` are the model's. Raises ApiError."""
     check_known(body)
     _check_only_value(body, "n", 1, "one answer is given to a request: ask again for another")
-    _check_only_value(body, "logprobs", False, "probabilities of tokens are not told: leave it out")
-    _check_only_value(body, "top_logprobs", 0, "probabilities of tokens are not told: leave it out")
     messages, pictures = read_messages(body.get("messages"), settings.limits)
     thinking = reasoning(body)
     stream = boolean(body, "stream")
@@ -70,7 +69,7 @@ def _options(
 ) -> GenerateOptions:
     changes: dict[str, Any] = {name: body[name] for name in SAMPLING if body.get(name) is not None}
     changes |= {"max_tokens": token_limit(body, most_tokens), "stop": stop_texts(body)}
-    changes |= {"thinking_budget": budget, "constraint": _constraint(body)}
+    changes |= {"thinking_budget": budget, "constraint": _constraint(body), "logprobs": _logprobs(body)}
     try:
         return replace(defaults, **changes)
     except InputError as error:  # it begins with the field's name
@@ -81,6 +80,16 @@ def _check_only_value(body: Mapping[str, Any], name: str, value: Any, reason: st
     found = body.get(name)
     if found is not None and (found != value or type(found) is not type(value)):
         raise refused(name, f"{name} is {str(found)[:80]}, wanted {str(value).lower()}: {reason}", "unsupported_value")
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    """How many alternatives are told with each token; None: not even its own probability."""
+    likeliest = whole(body, "top_logprobs", 0, MOST_ALTERNATIVES)
+    if boolean(body, "logprobs"):
+        return likeliest or 0
+    if likeliest:
+        raise refused("top_logprobs", f"top_logprobs is {likeliest} without logprobs: set logprobs to true")
+    return None
 
 
 def _include_usage(body: Mapping[str, Any], stream: bool) -> bool:
