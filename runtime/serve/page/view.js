@@ -1,0 +1,106 @@
+// Turns as they are shown: the question with its pictures, the answer with thought, boxes and times.
+
+import { boxesIn, drawn } from "./boxes.js";
+import { count, node, seconds } from "./dom.js";
+import { markdown } from "./markdown.js";
+
+const ENDS = {
+  length: "The answer ends here because its length limit was reached.",
+  cancelled: "Stopped.",
+};
+
+export function userTurn(turn) {
+  const images = turn.pictures.map((picture) => {
+    const image = node("img", { src: picture.url, alt: picture.name });
+    image.addEventListener("error", () => image.classList.add("broken"));
+    return image;
+  });
+  const shown = images.length ? [node("div", { className: "shown" }, ...images)] : [];
+  const said = node("div", { className: "said" }, turn.text);
+  return node("article", { className: "turn user", "aria-label": "You asked" }, ...shown, said);
+}
+
+/** An answer that may still grow: `show` draws what it holds now. */
+export class AnswerView {
+  #turn;
+  #asked;
+  #thought = node("p");
+  #summary = node("summary");
+  #folded = node("details", { className: "thought", hidden: true }, this.#summary, this.#thought);
+  #answer = node("div", { className: "answer" });
+  #behind = node("div");
+  #waiting = node("p", { className: "soft waiting", hidden: true }, "Reading the question");
+  #next = 0;
+  #timer = null;
+
+  /** `asked` is the question's turn: its one picture is what boxes are drawn over. */
+  constructor(turn, asked) {
+    this.#turn = turn;
+    this.#asked = asked;
+    const properties = { className: "turn assistant", "aria-label": "Answer" };
+    this.element = node("article", properties, this.#waiting, this.#folded, this.#answer, this.#behind);
+  }
+
+  /** Draw soon; the longer drawing takes, the rarer it is done. */
+  showSoon(then) {
+    this.#timer ??= setTimeout(() => {
+      this.show(true);
+      then();
+    }, Math.max(0, this.#next - performance.now()));
+  }
+
+  show(growing = false) {
+    clearTimeout(this.#timer);
+    this.#timer = null;
+    const started = performance.now();
+    const turn = this.#turn;
+    this.#waiting.hidden = !growing || Boolean(turn.thought || turn.text);
+    this.#folded.hidden = !turn.thought;
+    if (turn.thought && this.#thought.textContent !== turn.thought) this.#thought.textContent = turn.thought;
+    const thinking = growing && !turn.text;
+    this.#summary.textContent = `${thinking ? "Thinking," : "Thought for"} ${seconds(turn.thoughtSeconds)}`;
+    this.#answer.replaceChildren(...markdown(turn.text));
+    if (!growing) this.#behind.replaceChildren(...behind(turn, this.#asked));
+    const ended = performance.now();
+    this.#next = ended + Math.max(40, 8 * (ended - started));
+  }
+}
+
+function behind(turn, asked) {
+  const nodes = [];
+  const boxes = asked?.pictures.length === 1 ? boxesIn(turn.text) : [];
+  if (boxes.length) nodes.push(drawn(asked.pictures[0], boxes));
+  const notes = [ENDS[turn.finish], ...(turn.notes ?? [])].filter(Boolean);
+  nodes.push(...notes.map((told) => node("p", { className: "note" }, told)));
+  if (turn.stats) nodes.push(stages(turn.stats));
+  if (turn.error) nodes.push(node("p", { className: "wrong", role: "alert" }, turn.error));
+  return nodes;
+}
+
+const rounded = (value) => (value < 100 ? value.toPrecision(2) : Math.round(value));
+
+function stages(stats) {
+  const rate = (tokens, time) => (tokens > 0 && time > 0 ? `, ${rounded(tokens / time)} a second` : "");
+  const reused = stats.reused_positions ? `, ${stats.reused_positions} of them remembered from before` : "";
+  const cached = stats.cached_images ? `, ${stats.cached_images} of them seen before` : "";
+  const prompt = stats.text_tokens + stats.image_tokens;
+  const thought = stats.thought_tokens ? `, ${stats.thought_tokens} of them thought` : "";
+  const speed = rate(stats.decode_steps, stats.decode_seconds);
+  const rows = [
+    ["Question read", stats.prefill_seconds, `${count(prompt, "token")}${reused}`],
+    ["Answer written", stats.decode_seconds, `${count(stats.generated_tokens, "token")}${thought}${speed}`],
+  ];
+  if (stats.images) {
+    rows.unshift(
+      ["Pictures prepared", stats.preprocess_seconds, count(stats.images, "picture")],
+      ["Pictures looked at", stats.encode_seconds, `${count(stats.image_tokens, "token")}${cached}`],
+    );
+  }
+  const total = rows.reduce((sum, [, time]) => sum + time, 0);
+  const body = rows.map(([stage, time, told]) => {
+    return node("tr", {}, ...[stage, seconds(time), told].map((text) => node("td", {}, text)));
+  });
+  return node("details", { className: "stages" },
+    node("summary", {}, `${seconds(total)}, ${count(stats.generated_tokens, "token")}`),
+    node("div", { className: "table" }, node("table", {}, node("tbody", {}, ...body))));
+}

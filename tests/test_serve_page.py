@@ -1,0 +1,391 @@
+"""The page of `phisight serve` in a real browser: headless Chromium, driven by its DevTools protocol over two pipes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+
+import phisight
+
+pytest.importorskip("starlette")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("chromium") is None or os.name == "nt", reason="chromium is not installed, or has no pipes"
+)
+
+PICTURES = Path(phisight.__file__).parent / "demo/pictures"
+SECONDS = 60.0
+
+
+class Browser:
+    """Chromium, its commands and what it reports. https://chromedevtools.github.io/devtools-protocol/"""
+
+    def __init__(self, profile: Path) -> None:
+        to_read, self._to = os.pipe()
+        self._from, to_write = os.pipe()
+
+        def pipes() -> None:  # the protocol's pipes are file descriptors 3 and 4
+            read, write = os.dup(to_read), os.dup(to_write)
+            os.dup2(read, 3)
+            os.dup2(write, 4)
+
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
+        self._process = subprocess.Popen(
+            ["chromium", *flags, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=pipes,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_read)
+        os.close(to_write)
+        self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
+        self._count = 0
+        self.events: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, args=(os.fdopen(self._from, "rb"),), daemon=True)
+        self._reader.start()
+
+    def _read(self, pipe: BinaryIO) -> None:
+        held = b""
+        while piece := pipe.read1(1 << 16):  # type: ignore[attr-defined]
+            *whole, held = (held + piece).split(b"\0")
+            for document in map(json.loads, whole):
+                if "id" in document:
+                    self._answers[document["id"]].put(document)
+                else:
+                    self.events.append(document)
+        pipe.close()
+
+    def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        self._count += 1
+        number = self._count
+        self._answers[number] = queue.Queue()
+        command = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        os.write(self._to, json.dumps(command).encode() + b"\0")
+        answer = self._answers[number].get(timeout=SECONDS)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def open(self, url: str, width: int = 1200, height: int = 850) -> Tab:
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = Tab(self, session)
+        for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
+            tab.call(f"{domain}.enable")
+        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        tab.call("Page.navigate", url=url)
+        return tab
+
+    def close(self) -> None:
+        self.call("Browser.close")
+        self._process.wait(timeout=SECONDS)
+        os.close(self._to)
+
+
+class Tab:
+    """One page. `js` evaluates an expression there, promises awaited."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self.session = browser, session
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, self.session, **params)
+
+    def js(self, expression: str) -> Any:
+        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def until(self, expression: str) -> Any:
+        end = time.monotonic() + SECONDS
+        while not (value := self.js(expression)):
+            assert time.monotonic() < end, (expression, self.js("document.body.innerText"))
+            time.sleep(0.05)
+        return value
+
+    def add(self, *files: Path) -> None:
+        """Pick files as a person does, and wait until each is priced or known to be unreadable."""
+        before = self.js("document.querySelectorAll('.chip').length")
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+        self.until(
+            f"document.querySelectorAll('.chip').length === {before + len(files)} && "
+            "![...document.querySelectorAll('.chip')].some(chip => chip.innerText.includes('reading'))"
+        )
+
+    def key(self, key: str, modifiers: int = 0) -> None:
+        code = {"Enter": 13, "Escape": 27}[key]
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+            self.call(
+                "Input.dispatchKeyEvent",
+                **{"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers} | text,
+            )
+
+    def type(self, text: str) -> None:
+        self.js("document.getElementById('question').focus()")
+        self.call("Input.insertText", text=text)
+
+    def ask(self, text: str) -> str:
+        """Type, send, and wait for the answer's text."""
+        before = self.js("document.querySelectorAll('.assistant').length")
+        self.type(text)
+        self.key("Enter")
+        self.until(
+            f"document.querySelectorAll('.assistant').length > {before} && document.getElementById('stop').hidden"
+        )
+        return str(self.js("[...document.querySelectorAll('.assistant .answer')].at(-1).innerText"))
+
+    def shot(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    @property
+    def wrong(self) -> list[str]:
+        """What the console and the security policy complained about, but for what tests provoke: a refused request."""
+        mine = [event for event in self._browser.events if event.get("sessionId") == self.session]
+        told = [json.dumps(event["params"]) for event in mine if event["method"] == "Runtime.exceptionThrown"]
+        told += [
+            json.dumps(event["params"]["entry"])
+            for event in mine
+            if event["method"] == "Log.entryAdded" and "status of 4" not in event["params"]["entry"]["text"]
+        ]
+        calls = [event["params"] for event in mine if event["method"] == "Runtime.consoleAPICalled"]
+        return told + [json.dumps(call) for call in calls if call["type"] in ("error", "warning", "assert")]
+
+    @property
+    def requested(self) -> list[str]:
+        mine = [event for event in self._browser.events if event.get("sessionId") == self.session]
+        return [event["params"]["request"]["url"] for event in mine if event["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(serve: Callable[..., Any]) -> Any:
+    return serve()
+
+
+@pytest.fixture
+def open_tab(browser: Browser, served: Any) -> Iterator[Callable[..., Tab]]:
+    """Tabs of the page that end without complaint and have asked no other host for anything."""
+    tabs: list[Tab] = []
+
+    def opened(url: str = served.url, **size: int) -> Tab:
+        tab = browser.open(url, **size)
+        tabs.append(tab)
+        tab.until("document.getElementById('model')?.innerText === 'demo' || document.querySelector('dialog')?.open")
+        return tab
+
+    yield opened
+    for tab in tabs:
+        assert tab.wrong == []
+        assert tab.requested
+        assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in tab.requested), tab.requested
+        tab.call("Page.close")
+
+
+@contextmanager
+def endless(served: Any, seconds: float) -> Iterator[None]:
+    """Every token takes this long, and no answer ends by itself."""
+    decoder, steps = served.model._decoder, type(served.model._decoder).steps
+    stop = list(served.model.manifest.model.generation.eos_token_ids)
+
+    def slow(token_ids: Any, *, most: int) -> Any:
+        time.sleep(seconds)
+        logits = steps(decoder, token_ids, most=most).copy()
+        logits[..., stop] = np.float32(-1e9)
+        return logits
+
+    decoder.steps = slow
+    try:
+        yield
+    finally:
+        del decoder.steps
+
+
+def idle(served: Any) -> bool:
+    service = served.server.service
+    return service.places.taken == 0 and not service.engine.running
+
+
+def test_a_conversation_with_a_picture(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    tab.js("document.getElementById('thinking').value = 'nothink'")
+    tab.add(PICTURES / "price.png")
+    tokens = re.search(r"\d+ tokens", tab.js("document.querySelector('.chip').innerText"))
+    assert tokens
+    assert "$" in tab.ask("What does the text say?")
+    assert f"Pictures looked at{tokens[0]}" in re.sub(
+        r"[\d.]+ s|under 0.1 s", "", tab.js("document.querySelector('.stages').textContent")
+    )
+    assert tab.js("document.querySelector('.user img').naturalWidth") > 0
+    assert tab.ask("And what is it once more?")
+    stages = tab.js("[...document.querySelectorAll('.stages')].at(-1).textContent")
+    assert "remembered from before" in stages
+    tab.add(PICTURES / "chart.png")
+    assert "about" in tab.js("document.querySelector('.chip').innerText")  # the first answers have shown the times
+
+
+def test_a_thought_is_folded_and_a_box_is_drawn(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    tab.js("document.getElementById('thinking').value = 'think'")
+    tab.add(PICTURES / "chart.png")
+    tab.ask("What is the value of the orange bar?")
+    assert tab.js("document.querySelector('.thought').open") is False
+    assert tab.js("document.querySelector('.thought summary').innerText").startswith("Thought for")
+    assert tab.js("document.querySelector('.thought p').textContent")
+
+    drawn = tab.js("""import('/page/boxes.js').then(({boxesIn, drawn}) => {
+        const figure = drawn({url: '', name: 'x'}, boxesIn('at [0.5, 0.2, 0.1, .4] and [1, 2, 3, 4]'));
+        return [...figure.querySelectorAll('rect')].map(
+            r => ['x', 'y', 'width', 'height'].map(a => Number(r.getAttribute(a))));
+    })""")
+    assert drawn == [pytest.approx([0.1, 0.2, 0.4, 0.2])]
+
+
+def test_a_box_over_the_picture(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    tab.js("document.getElementById('thinking').value = 'nothink'")
+    tab.add(PICTURES / "buttons.png")
+    said = tab.ask(
+        "Locate the UI element this instruction describes: click the save button. Output its bbox coordinates using "
+        "the format of [x1, y1, x2, y2] using relative coordinates from 0.0000 to 1.0000."
+    )
+    box_said = json.loads(said)
+    assert tab.until("document.querySelector('.found img').complete")
+    image, box = tab.js(
+        "['.found img', '.found rect'].map(s => document.querySelector(s).getBoundingClientRect().toJSON())"
+    )
+    assert box["left"] == pytest.approx(image["left"] + box_said[0] * image["width"], abs=3)
+    assert box["bottom"] == pytest.approx(image["top"] + box_said[3] * image["height"], abs=3)
+
+
+def test_stopping_frees_the_server(open_tab: Callable[..., Tab], served: Any) -> None:
+    tab = open_tab()
+    with endless(served, 0.02):
+        tab.type("How much is 3+53?")
+        tab.key("Enter")
+        tab.until("document.querySelector('.assistant')?.textContent.length > 60")
+        assert tab.js("document.getElementById('send').hidden")
+        tab.key("Escape")
+        tab.until("document.getElementById('stop').hidden")
+        end = time.monotonic() + 10
+        while not idle(served):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert "Stopped." in tab.js("document.querySelector('.assistant').innerText")
+    assert tab.ask("How much is 2+2?")
+
+
+def test_a_bad_picture_is_named_and_the_question_kept(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
+    (tmp_path / "notes.txt").write_text("no picture")
+    tab = open_tab()
+    tab.add(tmp_path / "broken.png")
+    tab.type("What is this?")
+    tab.key("Enter")
+    told = tab.until("document.getElementById('wrong')?.innerText")
+    assert "not answered" in told
+    assert "image" in told or "picture" in told
+    tab.until("document.querySelectorAll('.chip').length === 1")
+    assert tab.js("document.getElementById('question').value") == "What is this?"
+    tab.js("document.querySelector('.chip button').click()")
+    tab.js("""import('/page/pictures.js').then(() => {
+        const data = new DataTransfer();
+        data.items.add(new File(['x'], 'notes.txt', {type: 'text/plain'}));
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true}));
+    })""")
+    assert "notes.txt is no picture" in tab.until("document.getElementById('wrong')?.innerText")
+    tab.js("document.getElementById('question').value = ''")
+    assert tab.ask("How much is 1+1?")
+
+
+def test_two_tabs_and_the_history(open_tab: Callable[..., Tab]) -> None:
+    one, two = open_tab(), open_tab()
+    one.ask("How much is 11+22?")
+    two.ask("How much is 5+6?")
+    titles = "[...document.querySelectorAll('#list .title')].map(b => b.innerText)"
+    for tab in (one, two):
+        tab.until(f"['How much is 11+22?', 'How much is 5+6?'].every(t => {titles}.includes(t))")
+        assert tab.js("document.querySelectorAll('.user').length") == 1
+    two.js("[...document.querySelectorAll('#list .title')].find(b => b.innerText.includes('11+22')).click()")
+    two.until("document.querySelector('.user .said').innerText.includes('11+22')")
+    two.ask("And 1+1?")
+    one.until("document.querySelectorAll('.user').length === 2")  # the other tab went on with the same conversation
+    saved = one.js("""Promise.all([import('/page/store.js'), import('/page/save.js')]).then(
+        async ([store, save]) => save.asMarkdown((await store.all()).find(c => c.title.includes('11+22'))))""")
+    assert saved.startswith("# How much is 11+22?")
+    assert "And 1+1?" in saved
+    one.js("window.confirm = () => true; document.getElementById('delete-all').click()")
+    two.until("document.querySelectorAll('#list li').length === 0")
+
+
+def test_a_long_answer_stays_readable(open_tab: Callable[..., Tab], served: Any) -> None:
+    tab = open_tab(width=390, height=800)
+    with endless(served, 0.0):
+        tab.type("How much is 3+53?")
+        tab.key("Enter")
+        tab.until(
+            "document.querySelector('.assistant')?.textContent.length > 900 || !!document.querySelector('.stages')"
+        )
+        tab.key("Escape")
+        tab.until("document.getElementById('stop').hidden")
+    assert tab.js("document.documentElement.scrollWidth") <= 390
+    assert tab.js("document.getElementById('turns').scrollWidth") <= 390
+
+
+def test_markup_in_an_answer_stays_text(open_tab: Callable[..., Tab]) -> None:
+    text = (
+        "# Title\n\n<img src=x onerror=alert(1)> **bold** `a<b` *it*\n- one\n- two\n\n1. first\n\n> said\n\n"
+        "|a|b|\n|-|-|\n|1|2|\n\n```\n**code**\n```\n[link](https://example.org) ![p](https://example.org/p.png)"
+    )
+    tags, told = open_tab().js(f"""import('/page/markdown.js').then(({{markdown}}) => {{
+        const made = document.createElement('div');
+        made.append(...markdown({json.dumps(text)}));
+        return [[...made.querySelectorAll('*')].map(n => n.localName), made.textContent];
+    }})""")
+    assert not {"img", "a", "script", "iframe"} & set(tags)
+    assert {"h3", "strong", "em", "code", "ul", "ol", "li", "blockquote", "table", "pre"} <= set(tags)
+    assert "<img src=x onerror=alert(1)>" in told
+    assert "**code**" in told
+
+
+def test_a_key_is_asked_for(open_tab: Callable[..., Tab], serve: Callable[..., Any]) -> None:
+    tab = open_tab(serve(api_keys=("right",)).url)
+    for key in ("wrong", "right"):
+        tab.until("document.querySelector('dialog').open")
+        tab.js(f"document.getElementById('key').value = '{key}'; document.querySelector('dialog button').click()")
+    tab.until("document.getElementById('model').innerText === 'demo'")
+    assert tab.ask("How much is 1+1?")
+
+
+def test_light_dark_and_by_hand(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+    for scheme, light in (("light", True), ("dark", False)):
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        assert (tab.js(ground) > 128) == light
+    tab.js("document.getElementById('theme').click()")
+    assert tab.js(ground) > 128
+    assert tab.js("localStorage.getItem('phisight-theme')") == "light"
+    tab.js("localStorage.clear()")
