@@ -130,7 +130,8 @@ class Sampler:
             return logits
         seen = np.flatnonzero(self._seen[: self._drawable])
         values = logits[seen].astype(np.float64)
-        penalised = np.where(values > 0, values / penalty, values * penalty)
+        with np.errstate(over="ignore"):
+            penalised = np.where(values > 0, values / penalty, values * penalty)
         limit = np.finfo(np.float32).max  # an extreme penalty must not make infinities
         scores = logits.copy()
         scores[seen] = np.clip(penalised, -limit, limit)

@@ -33,6 +33,7 @@ from phisight.serve.errors import ApiError, api_error, error_response
 from phisight.serve.guard import Guard, client_of
 from phisight.serve.memory import Memory
 from phisight.serve.metrics import Metrics
+from phisight.serve.openapi import openapi_document
 from phisight.serve.pictures import Pictures
 from phisight.serve.queue import Place, Places
 from phisight.serve.reply import Reply
@@ -50,7 +51,7 @@ PAGE_POLICY = (
 )
 """The page loads nothing from elsewhere, and runs nothing that stands in an answer."""
 
-PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/images/cost", "/")
+PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/images/cost", "/openapi.json", "/")
 
 # Pictures that are opened at a time: each takes the memory of its pixels.
 _OPENED_AT_ONCE = 2
@@ -84,6 +85,7 @@ class Service:
             Route("/v1/models/{name:path}", self._one_model),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/images/cost", self._cost, methods=["POST"]),
+            Route("/openapi.json", self._openapi),
         ]
         if (PAGE / "index.html").is_file():
             routes += [Route("/", self._page), Mount("/page", StaticFiles(directory=PAGE))]
@@ -154,6 +156,9 @@ class Service:
 
     async def _cost(self, request: Request) -> Response:
         return JSONResponse(self._costs.of_size(await read_json(request, self._settings.limits)))
+
+    async def _openapi(self, _: Request) -> Response:
+        return JSONResponse(openapi_document(self._settings, self._model.manifest.model.images))
 
     async def _page(self, _: Request) -> Response:
         return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})

@@ -121,7 +121,7 @@ def _picture(value: Any, where: str) -> PictureRef:
     for name in value:
         if name not in ("url", "detail"):
             raise refused(f"{where}.{name[:80]}", f"{where} has {name[:80]}, which is not known", "unknown_parameter")
-    asked = value.get("detail") or "auto"
+    asked = "auto" if value.get("detail") is None else value["detail"]
     for detail in get_args(Detail):
         if asked == detail:
             return PictureRef(value["url"], detail, where)

@@ -73,6 +73,10 @@ INSTEAD = {
 }
 
 
+MOST_STOPS = 16
+LONGEST_STOP = 1000
+
+
 @dataclass(frozen=True)
 class Reasoning:
     """How an answer opens, and the most tokens of its thought."""
@@ -141,8 +145,11 @@ def stop_texts(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Raises ApiError unless it is a text, a list of at most 16, missing or null."""
     value = optional(body, "stop", (str, list), "a text or a list of texts")
     texts = [value] if isinstance(value, str) else value or []
-    if len(texts) > 16 or not all(isinstance(text, str) and 0 < len(text) <= 1000 for text in texts):
-        raise refused("stop", "stop holds more than 16 texts, or one that is empty, over 1000 characters or no text")
+    if len(texts) > MOST_STOPS or not all(isinstance(text, str) and 0 < len(text) <= LONGEST_STOP for text in texts):
+        raise refused(
+            "stop",
+            f"stop holds more than {MOST_STOPS} texts, or one that is empty, over {LONGEST_STOP} characters or no text",
+        )
     return tuple(texts)
 
 

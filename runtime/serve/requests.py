@@ -57,7 +57,8 @@ def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: Genera
 
 def model_name(body: Mapping[str, Any], settings: ServeSettings) -> str:
     """The name by which the model is asked for. Raises ApiError with status 404 for one that it does not have."""
-    name: str = optional(body, "model", str, "the model's name") or settings.names[0]
+    asked: str | None = optional(body, "model", str, "the model's name")
+    name = settings.names[0] if asked is None else asked
     if name not in settings.names:
         known = ", ".join(settings.names)
         raise ApiError(404, f"there is no model {name[:200]!r} here: ask for {known}", "model", "model_not_found")
@@ -107,7 +108,9 @@ def _include_usage(body: Mapping[str, Any], stream: bool) -> bool:
 
 def _constraint(body: Mapping[str, Any]) -> Constraint | None:
     """The form that response_format asks for. A schema is compiled later, before the request is queued."""
-    form: Mapping[str, Any] = optional(body, "response_format", dict, "an object with a type") or {"type": "text"}
+    form: Mapping[str, Any] | None = optional(body, "response_format", dict, "an object with a type")
+    if form is None:
+        return None
     if form.get("type") in ("json_object", "json_schema") and not is_installed():
         raise refused(
             "response_format",
