@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,16 @@ from phisight.errors import CheckpointError, EngineError
 from phisight.export.names import EMBEDDINGS, HEAD, TensorSpec, expected_tensors
 from phisight.manifest import hash_file
 
-__all__ = ["Checkpoint", "SourceTensor", "import_safetensors"]
+__all__ = ["Checkpoint", "HeldTensor", "SourceTensor", "import_safetensors"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = ("BF16", "F16", "F32")
 ELEMENTS_AT_ONCE = 4 << 20
 """Read at once: 16 MiB in float32."""
+
+HeldTensor: TypeAlias = tuple[Any, tuple[int, ...], str]
+"""What gives a tensor's rows when it is sliced, its shape, its dtype."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,21 @@ class Checkpoint:
     order of the files and of the names in each. A head that is tied to the embeddings comes last, with their weights.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig, tensors: dict[str, SourceTensor]) -> None:
+    def __init__(
+        self, directory: Path, config: ModelConfig, tensors: dict[str, SourceTensor], revision: str = ""
+    ) -> None:
         self.directory = directory
         self.config = config
         self.tensors = tensors
+        self._revision = revision
 
     @classmethod
-    def open(cls, directory: str | Path) -> Checkpoint:
+    def open(
+        cls, directory: str | Path, remote: Mapping[str, HeldTensor] | None = None, revision: str = ""
+    ) -> Checkpoint:
         """Validate configuration, index, shards, names, shapes and dtypes without reading any weight.
 
+        With `remote` tensors of a `revision` the directory needs no shards.
         Raises ConfigError, or CheckpointError that names everything missing or wrong in one line.
         """
         path = Path(directory)
@@ -94,7 +103,7 @@ class Checkpoint:
             )
         config = ModelConfig.from_checkpoint(path)
         problems: list[str] = []
-        found = _tensors_on_disk(path, problems)
+        found = _tensors_on_disk(path, problems) if remote is None else remote
         expected = expected_tensors(config)
         tied = expected.pop(HEAD) if read_json(path / "config.json").get("tie_word_embeddings") else None
         tensors = {}
@@ -116,11 +125,11 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint {path}: " + "; ".join(problems))
         if tied is not None:
             tensors[HEAD] = replace(tensors[EMBEDDINGS], spec=tied)
-        return cls(path, config, tensors)
+        return cls(path, config, tensors, revision)
 
     def fingerprint(self) -> str:
         """Changes with the files: SHA-256 (hex) of their names, sizes and times, of small ones also of their bytes."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self._revision.encode())
         for path in sorted(path for path in self.directory.iterdir() if path.is_file()):
             state = path.stat()
             weights = path.suffix == ".safetensors"
@@ -139,7 +148,7 @@ def _header_hash(path: Path) -> str:
         return hashlib.sha256(file.read(int.from_bytes(file.read(8), "little"))).hexdigest()
 
 
-def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:
+def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, HeldTensor]:
     """Name -> (slice, shape, dtype) of all tensors in the directory's files; faults are added to `problems`."""
     if (path / SINGLE).is_file():
         held = _open_file(path / SINGLE, problems)
@@ -151,7 +160,7 @@ def _tensors_on_disk(path: Path, problems: list[str]) -> dict[str, tuple[Any, tu
             f"checkpoint {path}: neither {SINGLE} nor {INDEX} is there: download the checkpoint completely"
         )
     weight_map = _weight_map(path / INDEX)
-    found: dict[str, tuple[Any, tuple[int, ...], str]] = {}
+    found: dict[str, HeldTensor] = {}
     for shard in sorted(set(weight_map.values())):
         listed = {name for name, file in weight_map.items() if file == shard}
         if not (path / shard).is_file():
@@ -193,7 +202,7 @@ def import_safetensors() -> Any:
     return safetensors
 
 
-def _open_file(path: Path, problems: list[str]) -> dict[str, tuple[Any, tuple[int, ...], str]]:
+def _open_file(path: Path, problems: list[str]) -> dict[str, HeldTensor]:
     safetensors = import_safetensors()
     try:
         handle = safetensors.safe_open(path, framework="numpy")

@@ -11,7 +11,7 @@ from typing import Any
 
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
-from phisight.export.directory import check_place, continued_directory
+from phisight.export.directory import check_name, check_place, continued_directory
 from phisight.export.gguf_directory import GgufNames, modelfile
 from phisight.export.gguf_plan import GgufOptions, GgufPlan, make_gguf_plan
 from phisight.export.gguf_writer import check_types, write_mmproj, write_text
@@ -26,8 +26,17 @@ from phisight.export.quantized import QuantizedWeights
 from phisight.manifest import FILE_NAME, Manifest
 from phisight.quant.scheme import ChannelScheme
 
-__all__ = ["check_output", "check_tokenizer", "export_gguf", "export_onnx", "plan_export", "plan_gguf"]
+__all__ = [
+    "check_output",
+    "check_place_is_free",
+    "check_tokenizer",
+    "export_gguf",
+    "export_onnx",
+    "plan_export",
+    "plan_gguf",
+]
 
+KIND = "an exported model"
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,7 +72,12 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
 
 def check_output(out: Path, plan: Plan | GgufPlan, *, force: bool) -> None:
     """Refuse an existing directory without `force`, anything but a model with it, a disk without room."""
-    check_place(out, plan.total_bytes(), kind="an exported model", ours=_is_model, force=force)
+    check_place(out, plan.total_bytes(), kind=KIND, ours=_is_model, force=force)
+
+
+def check_place_is_free(out: Path, *, force: bool) -> None:
+    """`check_output` before there is a plan."""
+    check_name(out, kind=KIND, ours=_is_model, force=force)
 
 
 def export_onnx(
@@ -116,11 +130,11 @@ def export_gguf(
     identity = _identity(checkpoint, plan, calibration)
     with continued_directory(out, identity, plan.total_bytes(), tell) as (work, journal):
         output = OutputDirectory(work, journal)
+        write_text(names.text, checkpoint, plan, output, progress, quantized)
         if names.mmproj is not None:
             write_mmproj(names.mmproj, checkpoint, plan, output, progress)
         if plan.onnx is not None:
             _write_vision(checkpoint, plan.onnx, output, progress)
-        write_text(names.text, checkpoint, plan, output, progress, quantized)
         with output.open("Modelfile") as file:
             file.write(modelfile(names, checkpoint.config).encode())
         _copy_files(checkpoint, output)
@@ -136,13 +150,14 @@ def _write_files(
     progress: Progress,
     quantized: QuantizedWeights | None,
 ) -> None:
-    if checkpoint.config.vision is not None:
-        _write_vision(checkpoint, plan, output, progress)
-    graph, jobs = build_decoder(checkpoint.config.decoder, plan, "decoder.onnx.data")
-    write_graph(graph, jobs, checkpoint, output, progress, quantized)
+    """In the order of a checkpoint's shards, each of which is then needed once."""
     scheme = plan.schemes[EMBEDDINGS]
     assert not isinstance(scheme, ChannelScheme)
     write_embeddings(checkpoint.tensors[EMBEDDINGS], scheme, output, progress)
+    graph, jobs = build_decoder(checkpoint.config.decoder, plan, "decoder.onnx.data")
+    write_graph(graph, jobs, checkpoint, output, progress, quantized)
+    if checkpoint.config.vision is not None:
+        _write_vision(checkpoint, plan, output, progress)
     _copy_files(checkpoint, output)
 
 

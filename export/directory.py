@@ -15,7 +15,7 @@ from pathlib import Path
 from phisight.errors import InputError, PhisightError
 from phisight.export.journal import Journal
 
-__all__ = ["check_place", "continued_directory", "new_directory", "partial_directory"]
+__all__ = ["check_name", "check_place", "continued_directory", "new_directory", "partial_directory"]
 
 SLACK = 64 << 20
 """Bytes of disk wanted beyond the weights: graphs, tables, tokenizer."""
@@ -27,13 +27,8 @@ def check_place(out: Path, needed: int, *, kind: str, ours: Callable[[Path], boo
     `needed` bytes of weights are to be written. `force` replaces only an empty directory or one that `ours` knows as
     of the same `kind`: it must never cost anybody other files. Raises InputError.
     """
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: choose another name, or replace it with --force")
-    if out.exists() and not (out.is_dir() and (ours(out) or not any(out.iterdir()))):
-        raise InputError(f"{out} is neither {kind} nor empty, so --force does not replace it: choose another name")
+    check_name(out, kind=kind, ours=ours, force=force)
     parent = out.absolute().parent
-    if not parent.is_dir():
-        raise InputError(f"{parent} is not a directory: make it first, or choose another place for {out.name}")
     free = shutil.disk_usage(parent).free
     there = _size(partial_directory(out))
     if needed - there + SLACK > free:
@@ -42,6 +37,17 @@ def check_place(out: Path, needed: int, *, kind: str, ours: Callable[[Path], boo
             f"{out} needs {(needed - there + SLACK) / 1e9:.2f} GB{more}, but {parent} has {free / 1e9:.2f} GB free: "
             "make room or choose another disk"
         )
+
+
+def check_name(out: Path, *, kind: str, ours: Callable[[Path], bool], force: bool) -> None:
+    """`check_place` without the disk. Raises InputError."""
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: choose another name, or replace it with --force")
+    if out.exists() and not (out.is_dir() and (ours(out) or not any(out.iterdir()))):
+        raise InputError(f"{out} is neither {kind} nor empty, so --force does not replace it: choose another name")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{parent} is not a directory: make it first, or choose another place for {out.name}")
 
 
 @contextmanager
@@ -67,7 +73,7 @@ def continued_directory(
 ) -> Iterator[tuple[Path, Journal]]:
     """The directory that becomes `out`, new or as an interrupted run of the same `identity` left it, and its journal.
 
-    Interrupted, or with a disk that fails, it stays as it is; anything else that goes wrong removes it. `needed` bytes
+    Interrupted, or with a disk that fails, it stays as it is; an InputError removes it. `needed` bytes
     are written in all. `tell` gets a line on what was found. Raises PhisightError for a disk that is full or not
     writable, naming the bytes that are missing, and InputError if another export fills the same directory; `out` is
     then as it was.
@@ -85,7 +91,7 @@ def continued_directory(
             work.mkdir(exist_ok=True)
             try:
                 yield work, journal
-            except PhisightError:
+            except InputError:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
             _replace(work, out)

@@ -129,7 +129,7 @@ def test_what_is_there_is_not_computed_again(
     opened = Checkpoint.open(tiny_checkpoint)
     plan = plan_export(opened, ExportOptions())
     with monkeypatch.context() as patch:
-        _fail_after(patch, 400_000, KeyboardInterrupt())
+        _fail_after(patch, 3_000_000, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             export_onnx(opened, plan, tmp_path / "out")
     written = 0
@@ -144,7 +144,7 @@ def test_what_is_there_is_not_computed_again(
     counted: list[int] = []
     manifest = export_onnx(opened, plan, tmp_path / "out", progress=counted.append)
     assert sum(counted) == plan.total_weights()
-    assert written < sum(entry.bytes for entry in manifest.files.values()) - 200_000
+    assert written < sum(entry.bytes for entry in manifest.files.values()) - 2_000_000
 
 
 @pytest.mark.parametrize("change", ["source", "options"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,9 @@ them read calibration data first, layer by layer.
 
 {CALIBRATION_HELP}
 
+What is interrupted, by Ctrl-C, a full disk or a kill, goes on with the same command. CHECKPOINT as owner/name is
+fetched from the Hugging Face hub, unless there is such a path; that goes on likewise.
+
 examples:
   phisight export path/to/checkpoint phi4-int4
   phisight export path/to/checkpoint phi4-int4-b128 --block-size 128 --dry-run
@@ -61,14 +65,19 @@ examples:
   phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
+  phisight export microsoft/Phi-4-reasoning-vision-15B phi4-int4 --stream-shards
   phisight export demo demo-int4 --decoder int4 --force"""
 
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""A name of the hub: owner/name."""
 ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level", "asymmetric")
 GGUF_ONLY = ("onnx_vision", "imatrix")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory of safetensors, or demo")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a directory of safetensors, owner/name of the hub, or demo"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="the model directory to make")
     parser.add_argument("--format", choices=["onnx", "gguf"], default="onnx", help="file format (default: onnx)")
     parser.add_argument("--decoder", metavar="TYPE", help="decoder weights (default: int4, or q4_0 for GGUF)")
@@ -120,6 +129,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bidirectional: the tokens of an image see each other; the model can then be run either way "
         "(default: causal, as the reference)",
     )
+    parser.add_argument(
+        "--stream-shards",
+        action="store_true",
+        help="from the hub: fetch each shard when it is needed and delete it afterwards, instead of all at first",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is an exported model")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -138,12 +152,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 f"--{name.replace('_', '-')} goes with --method search, awq, gptq or awq+gptq, and with --size or "
                 "--budget: name one, or leave it out"
             )
-    with needs_extra("export"):
-        from phisight.export.checkpoint import Checkpoint
-        from phisight.export.convert import check_output, export_gguf, export_onnx
-        from phisight.export.gguf_plan import GgufPlan
+    with _source(args, console) as source:
+        return _export(args, source, console)
 
-    checkpoint = Checkpoint.open(checkpoint_directory(args.checkpoint))
+
+def _export(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> int:
+    from phisight.export.convert import check_output, export_gguf, export_onnx
+    from phisight.export.gguf_plan import GgufPlan
+
+    mixed = is_mixed(args)
     plan = _plan(args, checkpoint)
     check_output(args.out, plan, force=args.force)
     found: Mixed | None = None
@@ -195,6 +212,33 @@ def run(args: argparse.Namespace, console: Console) -> int:
         files = sorted(manifest.files)
         console.document(result | {"dry_run": False, "bytes": size, "seconds": seconds, "files": files})
     return 0
+
+
+@contextmanager
+def _source(args: argparse.Namespace, console: Console) -> Iterator[Checkpoint]:
+    """The checkpoint of a directory, or of a repository of the hub, fetched as the options say."""
+    with needs_extra("export"):
+        from phisight.export.checkpoint import Checkpoint
+        from phisight.export.convert import check_place_is_free
+    repository = REPOSITORY.fullmatch(args.checkpoint) is not None and not Path(args.checkpoint).exists()
+    if not repository:
+        if args.stream_shards:
+            raise InputError(f"--stream-shards goes with a repository of the hub, but {args.checkpoint} is none")
+        yield Checkpoint.open(checkpoint_directory(args.checkpoint))
+        return
+    with needs_extra("hub"):
+        from phisight.export.hub import fetch_checkpoint, stream_checkpoint
+    if args.stream_shards and (is_mixed(args) or args.method not in (None, "rtn")):
+        raise InputError(
+            "--stream-shards reads each shard once, but calibration reads them often: leave one of them out"
+        )
+    check_place_is_free(args.out, force=args.force)
+    if not (args.stream_shards or args.dry_run):
+        yield Checkpoint.open(fetch_checkpoint(args.checkpoint, console.note))
+        return
+    folder = args.out.absolute().with_name(f".{args.out.name}.shards")
+    yield stream_checkpoint(args.checkpoint, folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
