@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import phisight
-from phisight.bench import STAGES, Contender
-from phisight.bench.report import full_depth
+from phisight.bench import STAGES, Bounds, Contender, Samples
+from phisight.bench.report import as_report, full_depth
 from phisight.cli.main import main
 from phisight.export.shallow import write_shallow
 from phisight.export.transcription import shallow_config, transcribe
@@ -74,6 +74,19 @@ def test_the_first_layers_alone_are_a_model(tmp_path: Path) -> None:
 
 def test_two_depths_tell_a_third() -> None:
     assert full_depth((7.0, 5.0), (2, 1, 40)) == 3 + 40 * 2
+
+
+def test_times_that_a_busy_machine_turned_round_are_not_extrapolated() -> None:
+    directory = model_directory("demo")
+    ours = Contender("ours", "onnxruntime", directory, Manifest.read(directory).model, 1)
+    deep, depths = Samples({"prefill": {"ours": [2.0]}}), {"decoder": (2, 1, 40)}
+    found = {}
+    for seconds in (1.5, 2.5):
+        shallow = Samples({"prefill": {"ours": [seconds]}})
+        report = as_report(STAGES, [ours], deep, shallow, depths, Bounds(1, 1e9, 1e9), 1)
+        found[seconds] = report["stages"]["prefill"]["extrapolated"]
+    assert found[1.5]["ours_s"] == pytest.approx(21)
+    assert found[2.5] is None
 
 
 def test_work_grows_with_the_stage() -> None:

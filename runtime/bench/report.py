@@ -31,7 +31,8 @@ def as_report(
 
     The first contender is ours, the second the other engine as it comes, and all but the first are its settings.
     `depths` are layers deep, shallow and at full depth, for "encode" and for the decoder's stages; `shallow` None
-    extrapolates nothing. `decode_bytes` is what a decoding step reads of our files.
+    extrapolates nothing, nor do times that a busy machine turned round. `decode_bytes` is what a
+    decoding step reads of our files.
     """
     rows = {}
     for stage in stages:
@@ -50,11 +51,11 @@ def as_report(
         row["extrapolated"] = None
         if shallow is not None and stage.kind in (*COMPUTED, "decode"):
             kind = "encode" if stage.kind == "encode" else "decoder"
-            full = {}
-            for name in (ours, *others):
-                times = medians[name], statistics.median(shallow.of(stage.name, name))
-                full[name] = full_depth(times, depths[kind])
-            row["extrapolated"] = {"layers": depths[kind][2], **_compared(full, ours, others)}
+            times = {name: (medians[name], statistics.median(shallow.of(stage.name, name))) for name in (ours, *others)}
+            # Where fewer layers took longer the machine was busy, and no layer's time is known.
+            if all(deeper > less for deeper, less in times.values()):
+                full = {name: full_depth(pair, depths[kind]) for name, pair in times.items()}
+                row["extrapolated"] = {"layers": depths[kind][2], **_compared(full, ours, others)}
         rows[stage.name] = row
     return {
         "stages": rows,

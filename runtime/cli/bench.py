@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ examples:
   phisight bench demo --stages encode_256,prefill,decode
   phisight bench phi4-int4 --against llama.cpp --json"""
 
+BUSY = 0.5
+"""Processes that run on average, above which the machine has other work to do."""
 REAL_HIDDEN = 5120
 REAL_DECODER_LAYERS = 40
 REAL_TOWER_LAYERS = 26
@@ -72,6 +75,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if manifest.model.vision is None:
         stages = tuple(stage for stage in stages if stage.kind != "encode")
     depth = _depth(manifest)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None and load > BUSY:
+        console.note(
+            f"phisight: note: the machine is busy (load {load:.1f}): times and ratios mean little until it is idle"
+        )
     with ExitStack() as stack:
         deep = _contenders(args, directory, manifest, threads.count, None, stack, console)
         samples = _timed(deep, stages, args.runs, console)
@@ -92,7 +100,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if any(stage.kind == "second_question" for stage in stages):
         first, second = question_seconds(directory, threads.count)
         report["stages"]["second_question"] = {"ours_s": second, "first_s": first, "share_of_first": second / first}
-    machine = {"processor": platform.processor() or platform.machine(), "system": platform.system()}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.system(),
+        "load_before": load,
+    }
     report = {"model": str(args.model), "machine": machine, "threads": threads.count, **report}
     if args.json:
         console.document(report)
