@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import queue
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -151,9 +151,6 @@ class Tab:
         )
         return str(self.js("[...document.querySelectorAll('.assistant .answer')].at(-1).innerText"))
 
-    def shot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-
     @property
     def wrong(self) -> list[str]:
         """What the console and the security policy complained about, but for what tests provoke: a refused request."""
@@ -182,7 +179,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def served(serve: Callable[..., Any]) -> Any:
-    return serve()
+    """Its answers are drawn greedily, so that they are the same each time."""
+    served = serve()
+    service = served.server.service
+    service._defaults = replace(service._defaults, temperature=0.0)
+    return served
 
 
 @pytest.fixture
@@ -243,7 +244,8 @@ def test_a_conversation_with_a_picture(open_tab: Callable[..., Tab]) -> None:
     stages = tab.js("[...document.querySelectorAll('.stages')].at(-1).textContent")
     assert "remembered from before" in stages
     tab.add(PICTURES / "chart.png")
-    assert "about" in tab.js("document.querySelector('.chip').innerText")  # the first answers have shown the times
+    told = tab.js("document.querySelector('.chip').innerText")
+    assert re.search(r"tokens, .*\d (s|min)", told)  # the first answers have shown the times
 
 
 def test_a_thought_is_folded_and_a_box_is_drawn(open_tab: Callable[..., Tab]) -> None:
@@ -293,7 +295,13 @@ def test_stopping_frees_the_server(open_tab: Callable[..., Tab], served: Any) ->
         while not idle(served):
             assert time.monotonic() < end
             time.sleep(0.01)
-    assert "Stopped." in tab.js("document.querySelector('.assistant').innerText")
+        assert "Stopped." in tab.js("document.querySelector('.assistant').innerText")
+        tab.type("And 7+8?")
+        tab.key("Enter")
+        tab.until("document.querySelectorAll('.assistant')[1]?.textContent.length > 60")
+        tab.js("document.getElementById('new').click()")  # so does leaving, and what came is kept
+        tab.until("document.getElementById('stop').hidden")
+        assert tab.js("document.querySelectorAll('.turn').length") == 0
     assert tab.ask("How much is 2+2?")
 
 

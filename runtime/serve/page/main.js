@@ -50,6 +50,7 @@ function lastAsked(turns) {
 }
 
 async function send() {
+  const here = conversation; // another may be opened before the answer ends
   const text = question.value.trim();
   const attached = pictures.all;
   if (running || (!text && !attached.length)) return;
@@ -61,12 +62,12 @@ async function send() {
   const turn = { role: "assistant", text: "", thought: "", thoughtSeconds: 0, finish: null };
   const body = {
     model: served?.id,
-    messages: messages([...conversation.turns, asked]),
+    messages: messages([...here.turns, asked]),
     ...thinking(byId("thinking").value, BUDGETS[byId("budget").value]),
   };
-  conversation.turns.push(asked, turn);
-  conversation.title ||= text.slice(0, 80);
-  const view = new AnswerView(turn, lastAsked(conversation.turns));
+  here.turns.push(asked, turn);
+  here.title ||= text.slice(0, 80);
+  const view = new AnswerView(turn, lastAsked(here.turns));
   byId("welcome").hidden = true;
   byId("turns").append(userTurn(asked), view.element);
   log.scrollTop = log.scrollHeight;
@@ -83,8 +84,8 @@ async function send() {
   if (turn.text || turn.thought) {
     following(() => view.show());
     say(turn.error ?? `Answer: ${turn.text.slice(0, 500)}`);
-    await kept(store.keep(conversation));
-  } else {
+    await kept(store.keep(here));
+  } else if (here === conversation) {
     await takeBack(asked, turn);
   }
   await list();
@@ -252,7 +253,7 @@ question.addEventListener("keydown", (event) => {
     send();
   }
 });
-question.addEventListener("paste", (event) => {
+document.addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
   if (files.length) {
     event.preventDefault();
