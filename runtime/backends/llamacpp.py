@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phisight.backends.base import LogitsWanted, Piece
-from phisight.backends.llamacpp_library import OUTPUTS, KvType, LlamaContext, LlamaModel
+from phisight.backends.llamacpp_library import OUTPUTS, Flash, KvType, LlamaContext, LlamaModel
 from phisight.errors import EngineError, InputError
 from phisight.gguf_config import config_from_gguf
 from phisight.gguf_file import GgufFile
@@ -44,9 +44,12 @@ class LlamaCppDecoder:
         gpu_layers: int = 0,
         kv_type: KvType = "f16",
         repack: bool = True,
+        flash: Flash | None = None,
         verbose: bool = False,
     ) -> None:
         """Open the file; `context` is the most positions that may be cached, by default the model's own context.
+
+        `flash` is flash attention, by default off where the KV cache's type can do without: it is less exact.
 
         Raises ModelDirError for a file that is damaged or of another model, before llama.cpp sees it, and EngineError
         if llama.cpp is missing or cannot open the file.
@@ -57,6 +60,7 @@ class LlamaCppDecoder:
         self._limit = self._config.context_length if context is None else context
         self._threads = threads
         self._kv_type: KvType = kv_type
+        self._flash = flash
         self._context: LlamaContext | None = None
         self._length = 0
 
@@ -115,7 +119,13 @@ class LlamaCppDecoder:
             old.close()
         self._length, self._context = 0, None
         new = self._context = LlamaContext(
-            self.model, capacity, threads=self._threads, kv_type=self._kv_type, batch=batch, outputs=outputs
+            self.model,
+            capacity,
+            threads=self._threads,
+            kv_type=self._kv_type,
+            flash=self._flash,
+            batch=batch,
+            outputs=outputs,
         )
         if state is not None:
             self._set_state(new, state, length)

@@ -24,6 +24,8 @@ from phisight.errors import EngineError
 __all__ = ["OUTPUTS", "KvType", "LlamaContext", "LlamaModel", "import_llama_cpp", "last_error", "log_callback"]
 
 KvType = Literal["f16", "q8_0"]
+Flash = Literal["auto", "on", "off"]
+"""Whether attention is computed by blocks; auto leaves it to llama.cpp."""
 
 BATCH = 512
 """Most positions of one batch, where the cache has room for as many and no image asks for more."""
@@ -34,7 +36,8 @@ OUTPUTS = 64
 is set aside."""
 
 GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
-FLASH_ATTENTION: dict[KvType, int] = {"f16": 0, "q8_0": 1}
+FLASH_TYPES: dict[Flash, int] = {"auto": -1, "off": 0, "on": 1}
+FLASH_ATTENTION: dict[KvType, Flash] = {"f16": "off", "q8_0": "on"}
 """Nothing else reads a quantised V cache. On a CPU it sums in half precision: three times the error in the logits."""
 LOG_ERROR, LOG_CONTINUED = 4, 5
 SEQUENCE = 0
@@ -130,7 +133,15 @@ class LlamaContext:
     """
 
     def __init__(
-        self, model: LlamaModel, capacity: int, *, threads: int, kv_type: KvType, batch: int = 0, outputs: int = 0
+        self,
+        model: LlamaModel,
+        capacity: int,
+        *,
+        threads: int,
+        kv_type: KvType,
+        flash: Flash | None = None,
+        batch: int = 0,
+        outputs: int = 0,
     ) -> None:
         """`batch` and `outputs` are the least that are wanted. Raises EngineError, as where memory does not suffice."""
         self._llama = import_llama_cpp()
@@ -142,7 +153,7 @@ class LlamaContext:
         self.outputs = params.n_outputs_max = max(OUTPUTS, outputs)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = GGML_TYPES[kv_type]
-        params.flash_attn_type = FLASH_ATTENTION[kv_type]
+        params.flash_attn_type = FLASH_TYPES[flash or FLASH_ATTENTION[kv_type]]
         self._handle: int = self._llama.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise EngineError(

@@ -115,14 +115,15 @@ def _open_onnx(contender: Contender) -> Opened:
 
 
 def _open_llama(contender: Contender) -> Opened:
-    from phisight.backends import llamacpp_library
     from phisight.backends.llamacpp import LlamaCppDecoder
     from phisight.backends.mtmd import MtmdVisionEncoder
 
-    # This process opens nothing else, so the library's setting may be its own.
-    llamacpp_library.FLASH_ATTENTION["f16"] = {"auto": -1, "off": 0, "on": 1}[contender.flash]
     decoder = LlamaCppDecoder(
-        contender.directory / "model.gguf", threads=contender.threads, repack=contender.repack, context=CONTEXT
+        contender.directory / "model.gguf",
+        threads=contender.threads,
+        context=CONTEXT,
+        repack=contender.repack,
+        flash=contender.flash,
     )
     encoder = None
     if contender.config.vision is not None:

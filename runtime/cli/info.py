@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     if args.devices == (args.model is not None):
-        raise InputError("phisight info takes either a MODEL or --devices: give one of them")
+        raise InputError("phisight info takes either a MODEL or --devices: give one of them (see phisight info --help)")
     if args.devices:
         return _devices(console)
     directory = model_directory(args.model)
