@@ -29,7 +29,15 @@ from phisight.manifest import TensorEntry
 from phisight.quant.imatrix import ImportanceMatrix
 from phisight.quant.scheme import BlockScheme
 
-__all__ = ["BLOCK_SCHEMES", "GgufOptions", "GgufPlan", "PlannedTensor", "make_gguf_plan"]
+__all__ = [
+    "BLOCK_SCHEMES",
+    "GgufOptions",
+    "GgufPlan",
+    "PlannedTensor",
+    "from_kernel",
+    "make_gguf_plan",
+    "to_kernel",
+]
 
 GgufVisionType = Literal["F32", "F16", "Q8_0"]
 
@@ -116,6 +124,16 @@ class PlannedTensor:
     def nbytes(self) -> int:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
         return prod(self.shape) // block * size
+
+
+def to_kernel(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The patch embedding's rows, (width, rows x columns x channels), as a convolution's kernel, (width, 3, 16, 16)."""
+    return np.ascontiguousarray(rows.reshape(-1, 16, 16, 3).transpose(0, 3, 1, 2))
+
+
+def from_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The inverse of `to_kernel`, (width, rows, columns, channels); the kernel may be flat."""
+    return kernel.reshape(-1, 3, 16, 16).transpose(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from phisight.export.checkpoint import Checkpoint, SourceTensor
 from phisight.export.gguf_metadata import add_text_metadata, add_vision_metadata
-from phisight.export.gguf_plan import BLOCK_SCHEMES, GgufPlan, PlannedTensor
+from phisight.export.gguf_plan import BLOCK_SCHEMES, GgufPlan, PlannedTensor, to_kernel
 from phisight.export.output import OutputDirectory, OutputFile
 from phisight.export.parallel import Progress, in_parallel, naming
 from phisight.export.quantized import QuantizedWeights
@@ -106,9 +106,8 @@ def _write_tensor(
     progress: Progress,
     quantized: QuantizedWeights | None,
 ) -> None:
-    if len(tensor.shape) == 4:  # the patch embedding: (width, rows x columns x channels) -> a convolution's kernel
-        kernel = source.load().reshape(source.shape[0], 16, 16, 3).transpose(0, 3, 1, 2)
-        file.write_array(to_float_type(np.ascontiguousarray(kernel), tensor.type))
+    if len(tensor.shape) == 4:
+        file.write_array(to_float_type(to_kernel(source.load()), tensor.type))
         progress(source.size)
         return
     if quantized is not None and (scheme := tensor.block_scheme) and source.spec.name in quantized:

@@ -11,6 +11,7 @@ tensor has to wait for the disk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -87,7 +88,7 @@ class Journal:
     def _append(self, document: dict[str, object]) -> None:
         line = json.dumps(document).encode() + b"\n"
         if self._file.write(line) != len(line):
-            raise OSError(28, os.strerror(28))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 if sys.platform == "win32":

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from phisight.errors import ModelDirError
+from phisight.export.gguf_plan import from_kernel
 from phisight.export.names import EMBEDDINGS, PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, gguf_name
 from phisight.export.quantized import PackedRows
 from phisight.gguf_file import GgufFile
@@ -126,6 +127,6 @@ class _Gguf:
         restored: Floats = gguf.dequantize(chosen, ggml_type(tensor.type_name)).astype(np.float32, copy=False)
         if len(tensor.shape) == 1:
             return restored.reshape(-1)[rows]
-        if spec.name == PATCH_EMBEDDING + ".weight":  # a convolution's kernel: (rows, 3, 16, 16)
-            restored = restored.reshape(-1, 3, 16, 16).transpose(0, 2, 3, 1)
+        if spec.name == PATCH_EMBEDDING + ".weight":
+            restored = from_kernel(restored)
         return restored.reshape(len(rows), -1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from phisight.config import ModelConfig
 from phisight.errors import InputError
 from phisight.export.gguf_metadata import add_text_metadata, add_vision_metadata
-from phisight.export.gguf_plan import GgufOptions, GgufPlan, PlannedTensor
+from phisight.export.gguf_plan import GgufOptions, GgufPlan, PlannedTensor, to_kernel
 from phisight.export.names import EMBEDDINGS, PATCH_EMBEDDING, POSITION_TABLE, TensorSpec, expected_tensors, gguf_name
 from phisight.export.stored_tensors import OnnxTensors, StoredTensors, open_stored
 from phisight.manifest import Manifest
@@ -126,8 +126,8 @@ def _bytes(
         rows = np.arange(start, min(start + ROWS_AT_ONCE, spec.shape[0]))
         if tensor.block_scheme is None:
             values = source.rows(spec, entry, rows)
-            if spec.name == PATCH_EMBEDDING + ".weight":  # a convolution's kernel
-                values = np.ascontiguousarray(values.reshape(-1, 16, 16, 3).transpose(0, 3, 1, 2))
+            if spec.name == PATCH_EMBEDDING + ".weight":
+                values = to_kernel(values)
             yield to_float_type(values, tensor.type)
             continue
         assert isinstance(scheme, BlockScheme)

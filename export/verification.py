@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
+from phisight.export.gguf_plan import BLOCK_SCHEMES
 from phisight.export.names import expected_tensors
 from phisight.export.plan import SCALING_METHODS
 from phisight.export.stored_tensors import open_stored
@@ -35,7 +36,6 @@ ROWS = 32
 VALUES = 1 << 16
 """Of each vector, at most."""
 SLACK, METHOD_SLACK = 1.01, 2.0
-GGUF_BLOCKS = {"q4_0": BlockScheme(4, 32), "q8_0": BlockScheme(8, 32)}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _is_chosen(manifest: Manifest) -> bool:
 def _restored(rows: Floats, entry: TensorEntry, label: str) -> Floats:
     """The rows as they come back from the entry's scheme. Raises InputError for one that is not known."""
     name = entry.scheme
-    scheme = SCHEMES.get(name, GGUF_BLOCKS.get(name))
+    scheme = SCHEMES.get(name, BLOCK_SCHEMES.get(name.upper()))
     if isinstance(scheme, BlockScheme):
         return BlockType(name, scheme, RoundToNearest()).restorer(None)(rows)
     if isinstance(scheme, ChannelScheme):

@@ -21,8 +21,7 @@ class Stats:
 
     image_tokens and text_tokens are those of the prompt, reused_positions of both were in the KV cache already;
     cached_images had their features at hand; accepted_tokens of drafted_tokens were guessed right by the prompt lookup.
-    seed is None when nothing was to be drawn any more: the answer was
-    cancelled while its images were encoded.
+    seed is None when nothing was to be drawn any more: the answer was cancelled while its images were encoded.
     """
 
     preprocess_seconds: float

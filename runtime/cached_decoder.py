@@ -152,17 +152,12 @@ class CachedDecoder:
         if self.store is not None and self.store.worth(seconds) and isinstance(self._decoder, SavableDecoder):
             self.store.keep_state(keys, self._decoder.state_save(), seconds)
 
-    def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
-        """Run one token behind what is cached -> its logits, (vocab,) float32, valid until the next run.
+    def steps(self, token_ids: Sequence[int], *, most: int) -> NDArray[np.float32]:
+        """Run tokens behind what is cached -> logits of each, (tokens, vocab) float32, valid until the next run.
 
         When the room is used up it grows by a quarter, but never beyond `most` positions.
         Raises EngineError from the engine.
         """
-        logits: NDArray[np.float32] = self.steps([token_id], most=most)[0]
-        return logits
-
-    def steps(self, token_ids: Sequence[int], *, most: int) -> NDArray[np.float32]:
-        """As `step`, several tokens at once -> logits of each, (tokens, vocab) float32."""
         needed = self._decoder.length + len(token_ids)
         if needed > self._capacity:
             self._reserve(min(max(self._capacity + max(_GROWTH, self._capacity // 4), needed), most))

@@ -77,9 +77,6 @@ class DecoderSlots(CachedDecoder):
         self._choose(sequence)
         return self._used.prefill(sequence, chunk=chunk, room=room, progress=progress, cancel=cancel)
 
-    def step(self, token_id: int, *, most: int) -> NDArray[np.float32]:
-        return self._used.step(token_id, most=most)
-
     def steps(self, token_ids: Sequence[int], *, most: int) -> NDArray[np.float32]:
         return self._used.steps(token_ids, most=most)
 

@@ -14,7 +14,7 @@ from typing import Literal
 from phisight.errors import InputError
 from phisight.processors import Processors, find_processors
 
-__all__ = ["ThreadChoice", "choose_threads"]
+__all__ = ["ThreadChoice", "choose_threads", "read_threads"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ def choose_threads(requested: int | Literal["auto"], processors: Processors | No
     else:
         limit = ""
     return ThreadChoice(requested, f"as asked for{limit}")
+
+
+def read_threads(given: str) -> int | Literal["auto"]:
+    """A --threads option, for `choose_threads`. Raises InputError for another word than a number or auto."""
+    if given == "auto":
+        return "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise InputError(f"--threads is {given!r}, wanted a whole number or auto") from None
 
 
 def _automatic(found: Processors) -> ThreadChoice:

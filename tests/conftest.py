@@ -144,6 +144,37 @@ class Served:
 
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 60} | options)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        service = self.server.service
+        return service.places.taken == 0 and service.engine.waiting == 0 and not service.engine.running
+
+    def until_idle(self, seconds: float = 30) -> None:
+        """Wait for it, no longer than so."""
+        end = time.monotonic() + seconds
+        while not self.idle:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    @contextmanager
+    def slowly(self, seconds: float = 0.02) -> Iterator[None]:
+        """Every token takes this long, and no answer ends by itself."""
+        decoder, steps = self.model._decoder, type(self.model._decoder).steps
+        stop = list(self.model.manifest.model.generation.eos_token_ids)
+
+        def slow(token_ids: Any, *, most: int) -> Any:
+            time.sleep(seconds * len(token_ids))
+            logits = steps(decoder, token_ids, most=most).copy()
+            logits[..., stop] = np.float32(-1e9)
+            return logits
+
+        decoder.steps = slow
+        try:
+            yield
+        finally:
+            del decoder.steps
+
 
 @contextmanager
 def serving(**settings: Any) -> Iterator[Served]:

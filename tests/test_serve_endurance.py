@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import random
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -49,18 +48,6 @@ def about(url: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def served(serve: Callable[..., Any]) -> Any:
     return serve(queue=32, max_tokens=8, pixels=100_000)
-
-
-def idle(served: Any) -> bool:
-    service = served.server.service
-    return service.places.taken == 0 and service.engine.waiting == 0 and not service.engine.running
-
-
-def wait_until_idle(served: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not idle(served):
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 ANYTHING = st.recursive(
@@ -114,7 +101,7 @@ def test_nothing_is_worse_than_a_refusal(served: Any, examples: int) -> None:
 
         post()
     print(statuses)
-    wait_until_idle(served)
+    served.until_idle(20)
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(100, marks=LONG)])
@@ -128,7 +115,7 @@ def test_clients_that_leave_at_any_moment(served: Any, count: int) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(leave, range(count)))
-    wait_until_idle(served)
+    served.until_idle(20)
     assert httpx.post(served.url + CHAT, json=about(data_url(drawn(0))), timeout=60).status_code == 200
 
 

@@ -11,12 +11,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pytest
 
 import phisight
@@ -205,30 +203,6 @@ def open_tab(browser: Browser, served: Any) -> Iterator[Callable[..., Tab]]:
         tab.call("Page.close")
 
 
-@contextmanager
-def endless(served: Any, seconds: float) -> Iterator[None]:
-    """Every token takes this long, and no answer ends by itself."""
-    decoder, steps = served.model._decoder, type(served.model._decoder).steps
-    stop = list(served.model.manifest.model.generation.eos_token_ids)
-
-    def slow(token_ids: Any, *, most: int) -> Any:
-        time.sleep(seconds)
-        logits = steps(decoder, token_ids, most=most).copy()
-        logits[..., stop] = np.float32(-1e9)
-        return logits
-
-    decoder.steps = slow
-    try:
-        yield
-    finally:
-        del decoder.steps
-
-
-def idle(served: Any) -> bool:
-    service = served.server.service
-    return service.places.taken == 0 and not service.engine.running
-
-
 def test_a_conversation_with_a_picture(open_tab: Callable[..., Tab]) -> None:
     tab = open_tab()
     tab.js("document.getElementById('thinking').value = 'nothink'")
@@ -284,17 +258,14 @@ def test_a_box_over_the_picture(open_tab: Callable[..., Tab]) -> None:
 
 def test_stopping_frees_the_server(open_tab: Callable[..., Tab], served: Any) -> None:
     tab = open_tab()
-    with endless(served, 0.02):
+    with served.slowly():
         tab.type("How much is 3+53?")
         tab.key("Enter")
         tab.until("document.querySelector('.assistant')?.textContent.length > 60")
         assert tab.js("document.getElementById('send').hidden")
         tab.key("Escape")
         tab.until("document.getElementById('stop').hidden")
-        end = time.monotonic() + 10
-        while not idle(served):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        served.until_idle(10)
         assert "Stopped." in tab.js("document.querySelector('.assistant').innerText")
         tab.type("And 7+8?")
         tab.key("Enter")
@@ -350,7 +321,7 @@ def test_two_tabs_and_the_history(open_tab: Callable[..., Tab]) -> None:
 
 def test_a_long_answer_stays_readable(open_tab: Callable[..., Tab], served: Any) -> None:
     tab = open_tab(width=390, height=800)
-    with endless(served, 0.0):
+    with served.slowly(0.0):
         tab.type("How much is 3+53?")
         tab.key("Enter")
         tab.until(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 
 openai = pytest.importorskip("openai")
@@ -24,36 +22,12 @@ QUESTION = [{"role": "user", "content": "How much is 3+53?"}]
 LONG = {"max_tokens": 10_000}
 
 
-@contextmanager
-def slowly(served: Any, seconds: float = 0.02) -> Iterator[None]:
-    """Every token takes this long, and no answer ends by itself."""
-    decoder, steps = served.model._decoder, type(served.model._decoder).steps
-    stop = list(served.model.manifest.model.generation.eos_token_ids)
-
-    def slow(token_ids: Any, *, most: int) -> Any:
-        time.sleep(seconds * len(token_ids))
-        logits = steps(decoder, token_ids, most=most).copy()
-        logits[..., stop] = np.float32(-1e9)
-        return logits
-
-    decoder.steps = slow
-    try:
-        yield
-    finally:
-        del decoder.steps
-
-
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait for what happens soon."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def idle(served: Any) -> bool:
-    service = served.server.service
-    return service.places.taken == 0 and service.engine.waiting == 0 and not service.engine.running
 
 
 def ask(client: Any, **options: Any) -> Any:
@@ -92,7 +66,7 @@ def test_a_flood_leaves_places_to_others() -> None:
 
 def test_a_full_queue_says_when_to_come_again(served: Any) -> None:
     client = served.client()
-    with slowly(served):
+    with served.slowly():
         streams = [ask(client, stream=True, **LONG) for _ in range(4)]  # 5 places, 1 of them for others
         with pytest.raises(openai.RateLimitError) as refused:
             ask(client)
@@ -101,14 +75,14 @@ def test_a_full_queue_says_when_to_come_again(served: Any) -> None:
         other = ask(served.client("another"), stream=True, **LONG)
         for stream in (*streams, other):
             stream.close()
-        until(lambda: idle(served))
+        served.until_idle()
     assert ask(client).choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_the_engine(served: Any, stream: bool) -> None:
     client = served.client(timeout=0.5)
-    with slowly(served):
+    with served.slowly():
         if stream:
             answer = ask(client, stream=True, **LONG)
             next(iter(answer))
@@ -116,12 +90,12 @@ def test_a_client_that_leaves_frees_the_engine(served: Any, stream: bool) -> Non
         else:
             with pytest.raises(openai.APITimeoutError):
                 ask(client, **LONG)
-        until(lambda: idle(served))
+        served.until_idle()
 
 
 def test_a_client_that_leaves_the_queue_is_forgotten(served: Any) -> None:
     engine = served.server.service.engine
-    with slowly(served):
+    with served.slowly():
         running = ask(served.client(), stream=True, **LONG)
         until(lambda: engine.running)
         waiting = ask(served.client("another"), stream=True, **LONG)
@@ -130,7 +104,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(served: Any) -> None:
         until(lambda: engine.waiting == 0)
         assert engine.running
         running.close()
-        until(lambda: idle(served))
+        served.until_idle()
 
 
 def test_many_clients_at_once_get_their_own_answers(serve: Callable[..., Any]) -> None:
@@ -149,12 +123,12 @@ def test_many_clients_at_once_get_their_own_answers(serve: Callable[..., Any]) -
     with ThreadPoolExecutor(16) as pool:
         for question, text in pool.map(answer, range(16)):
             assert text == alone[question]
-    until(lambda: idle(served))
+    served.until_idle()
 
 
 def test_an_answer_has_a_deadline(serve: Callable[..., Any]) -> None:
     served = serve(answer_seconds=0.7)
-    with slowly(served):
+    with served.slowly():
         with pytest.raises(openai.InternalServerError) as late:
             ask(served.client(), **LONG)
         assert (late.value.status_code, late.value.code) == (504, "deadline")
@@ -163,7 +137,7 @@ def test_an_answer_has_a_deadline(serve: Callable[..., Any]) -> None:
             for event in ask(served.client(), stream=True, **LONG):
                 texts.append(event.choices[0].delta.content or "")
         assert "".join(texts)
-        until(lambda: idle(served))
+        served.until_idle()
     assert ask(served.client()).choices[0].finish_reason == "stop"
 
 
@@ -183,7 +157,7 @@ def test_an_engine_that_fails_goes_on(served: Any) -> None:
     finally:
         del decoder.prefill
     assert ask(served.client()).choices[0].finish_reason == "stop"
-    until(lambda: idle(served))
+    served.until_idle()
 
 
 @pytest.mark.parametrize("grace", [60.0, 0.3])
@@ -198,7 +172,7 @@ def test_an_end_lets_answers_end_or_says_that_it_breaks_them_off(serve: Callable
         except openai.APIError as error:
             seen.append(error)
 
-    with slowly(served):
+    with served.slowly():
         reader = threading.Thread(target=read)
         reader.start()
         until(lambda: len(seen) > 3)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from phisight.errors import EngineError
 
-__all__ = ["OUTPUTS", "KvType", "LlamaContext", "LlamaModel", "import_llama_cpp", "last_error", "log_callback"]
+__all__ = ["OUTPUTS", "Flash", "KvType", "LlamaContext", "LlamaModel", "import_llama_cpp", "last_error", "log_callback"]
 
 KvType = Literal["f16", "q8_0"]
 Flash = Literal["auto", "on", "off"]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phisight.backends.ort_session import import_onnxruntime
+from phisight.bench.clock import seconds_of
 
 __all__ = ["Bounds", "measure_bounds"]
 
@@ -47,7 +47,7 @@ def _read_rate(threads: int) -> float:
         return int(np.bitwise_or.reduce(part))  # one instruction a word: memory is what it waits for
 
     with ThreadPoolExecutor(threads) as pool:
-        best = min(_timed(lambda: list(pool.map(read, parts))) for _ in range(TRIES))
+        best = min(seconds_of(lambda: list(pool.map(read, parts))) for _ in range(TRIES))
     return memory.nbytes / best
 
 
@@ -58,12 +58,5 @@ def _integer_rate(threads: int) -> float:
     graph = files("phisight.backends").joinpath("integer_peak.onnx").read_bytes()
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {"a": np.full((SIDE, SIDE), 3, np.uint8)}
-    best = min(_timed(lambda: session.run(["y"], feed)) for _ in range(TRIES))
+    best = min(seconds_of(lambda: session.run(["y"], feed)) for _ in range(TRIES))
     return 2 * SIDE**3 / best
-
-
-def _timed(work: object) -> float:
-    assert callable(work)
-    started = perf_counter()
-    work()
-    return perf_counter() - started

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Literal
 
 import numpy as np
 
 from phisight.backends.base import Decoder, VisionEncoder
+from phisight.backends.llamacpp_library import Flash
+from phisight.bench.clock import seconds_of
 from phisight.bench.stages import Stage
 from phisight.config import ModelConfig
 from phisight.naflex import PATCH_SIZE, PATCH_VALUES, Patches
@@ -44,7 +44,7 @@ class Contender:
     config: ModelConfig
     threads: int
     repack: bool = True
-    flash: Literal["auto", "on", "off"] = "auto"
+    flash: Flash = "auto"
 
     def settings(self) -> dict[str, str | int | bool]:
         """For the report."""
@@ -79,27 +79,24 @@ class Opened:
                 pixels = levels / np.float32(127.5) - np.float32(1)
                 patches = Patches(pixels, stage.grid, (PATCH_SIZE * columns, PATCH_SIZE * rows))
                 encoder = self.encoder
-                return _timed(lambda: encoder.encode(patches))
+                return seconds_of(lambda: encoder.encode(patches))
             case "prefill":
                 self.decoder.reserve(CONTEXT)
-                return _timed(lambda: self.decoder.append([ids[: stage.units]]))
+                return seconds_of(lambda: self.decoder.append([ids[: stage.units]]))
             case "prefill_image":
                 features = rng.normal(0, 0.02, (stage.units, width)).astype(np.float32)
                 self.decoder.reserve(CONTEXT)
-                return _timed(lambda: self.decoder.append([features]))
+                return seconds_of(lambda: self.decoder.append([features]))
             case "decode":
                 self.decoder.reserve(CONTEXT)
                 self.decoder.append([ids[:DECODE_BEHIND]])
                 self.decoder.append([ids[:1]])
-                return _timed(lambda: [self.decoder.append([ids[i : i + 1]]) for i in range(stage.units)]) / stage.units
+                return (
+                    seconds_of(lambda: [self.decoder.append([ids[i : i + 1]]) for i in range(stage.units)])
+                    / stage.units
+                )
             case _:
                 raise ValueError(f"{stage.name} is not run on an open engine")
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started = perf_counter()
-    work()
-    return perf_counter() - started
 
 
 def _open_onnx(contender: Contender) -> Opened:

@@ -21,6 +21,7 @@ from phisight.model import Model
 from phisight.options import GenerateOptions
 from phisight.prompt import Message, SystemBlock
 from phisight.text_file import read_text_file
+from phisight.threads import read_threads
 
 __all__ = [
     "SAMPLING",
@@ -137,16 +138,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model:
     """The model of the command line, or that of a directory made of it. Raises InputError, EngineError."""
-    threads: int | Literal["auto"] = "auto"
-    if args.threads != "auto":
-        try:
-            threads = int(args.threads)
-        except ValueError:
-            raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto") from None
     model = load(
         directory or args.model,
         device=args.device,
-        threads=threads,
+        threads=read_threads(args.threads),
         context=args.context,
         accuracy_level=args.accuracy_level,
         image_attention=args.image_attention,

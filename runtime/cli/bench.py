@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from phisight.backends.llamacpp_library import Flash
 from phisight.bench import Contender, Samples, Stage, as_report, measure, measure_bounds, stages_named
 from phisight.bench.questions import question_seconds
 from phisight.cli.console import Console
@@ -18,7 +19,7 @@ from phisight.cli.extras import needs_extra
 from phisight.errors import InputError
 from phisight.loading import model_directory
 from phisight.manifest import Manifest
-from phisight.threads import choose_threads
+from phisight.threads import choose_threads, read_threads
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -42,7 +43,7 @@ REAL_HIDDEN = 5120
 REAL_DECODER_LAYERS = 40
 REAL_TOWER_LAYERS = 26
 OURS = "phisight"
-VARIANTS: tuple[tuple[str, bool, Literal["auto", "off"]], ...] = (
+VARIANTS: tuple[tuple[str, bool, Flash], ...] = (
     ("llama.cpp", True, "auto"),
     ("llama.cpp, no flash attention", True, "off"),
     ("llama.cpp, not repacked", False, "auto"),
@@ -63,9 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     stages = stages_named(args.stages)
     if args.runs < 1:
         raise InputError(f"--runs is {args.runs}, wanted 1 or more")
-    if args.threads != "auto" and not args.threads.isdecimal():
-        raise InputError(f"--threads is {args.threads!r}, wanted a whole number or auto")
-    threads = choose_threads("auto" if args.threads == "auto" else int(args.threads))
+    threads = choose_threads(read_threads(args.threads))
     directory = model_directory(args.model)
     manifest = Manifest.read(directory)
     if manifest.format != "onnx":

@@ -12,7 +12,7 @@ from phisight.cli.console import Console
 from phisight.disk_cache import DiskCache
 from phisight.errors import InputError
 from phisight.loading import model_directory
-from phisight.manifest import FILE_NAME, Manifest
+from phisight.manifest import FILE_NAME
 from phisight.model import Model
 from phisight.model_cache import model_identity
 
@@ -80,7 +80,7 @@ def _identity(args: argparse.Namespace, model: Model, path: Path) -> str:
     settings: dict[str, object] = {name: getattr(args, name) for name in names}
     settings["image_attention"] = model.image_attention
     if path.is_dir():
-        hashes = {name: entry.sha256 for name, entry in Manifest.read(path).files.items()}
+        hashes = {name: entry.sha256 for name, entry in model.manifest.files.items()}
         return model_identity([path / name for name in (*hashes, FILE_NAME)], hashes, settings)
     mmproj = [] if args.mmproj is None else [Path(args.mmproj)]
     return model_identity([path, *mmproj], {}, settings)

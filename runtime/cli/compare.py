@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 from phisight.cli.baselines import BASELINES_HELP, checkpoint_of, make_baselines, parse_baseline
 from phisight.cli.console import Console, ProgressBar
@@ -40,7 +39,7 @@ from phisight.errors import EngineError, ImageError, InputError, PhisightError
 from phisight.evaluate.folder import FILE_NAME
 from phisight.loading import is_checkpoint, model_directory
 from phisight.text_file import read_text_file
-from phisight.threads import choose_threads
+from phisight.threads import choose_threads, read_threads
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _check_out(args.out)
     if not args.variants and not args.baseline:
         raise InputError("there is nothing to measure against the reference: give a VARIANT, or a --baseline")
-    opening = Opening(_threads(args.threads), args.device)
+    opening = Opening(read_threads(args.threads), args.device)
     with ExitStack() as passing:
         reference, variants, absent = _subjects(args, opening, passing, console)
         for variant in variants:
@@ -166,15 +165,6 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out.absolute().parent} is no directory: make it, or give another --out")
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         raise InputError(f"{out} is not empty and not of a comparison: give another --out")
-
-
-def _threads(given: str) -> int | Literal["auto"]:
-    if given == "auto":
-        return "auto"
-    try:
-        return int(given)
-    except ValueError:
-        raise InputError(f"--threads is {given!r}, wanted a whole number or auto") from None
 
 
 def _subjects(

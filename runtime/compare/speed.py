@@ -5,8 +5,6 @@ load -> one question to warm up -> some questions: pixels, encoding, prefill, de
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -14,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from phisight.child_process import ChildProcess
 from phisight.compare.memory import peak_memory
 from phisight.compare.passages import Asking, Passage, Question, ask, to_score
 from phisight.compare.subjects import Subject
-from phisight.errors import EngineError, PhisightError
 from phisight.model import Model
 
 __all__ = ["MOST_PASSAGES", "RATES", "chosen", "measure_speed"]
@@ -48,35 +46,15 @@ def measure_speed(
 
     Raises what the model raises, and EngineError if its process ends.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, subject, passages, asking), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        while True:
-            said = ours.recv()
-            if isinstance(said, dict):
-                return said
-            if isinstance(said, PhisightError):
-                raise said
+    with ChildProcess(subject.name, _report, subject, passages, asking) as process:
+        while not isinstance(said := process.receive(), dict):
             progress(said)
-    except EOFError:
-        process.join()
-        raise EngineError(f"the process of {subject.name} ended with status {process.exitcode}") from None
-    finally:
-        ours.close()
-        process.terminate()
-        process.join()
+        return said
 
 
-def _serve(pipe: Connection, subject: Subject, passages: Sequence[Passage], asking: Asking) -> None:
-    """In the other process: numbers of passages done, then the figures or an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends this process
-    try:
-        pipe.send(_measure(subject, passages, asking, pipe))
-    except PhisightError as error:
-        pipe.send(error)
+def _report(pipe: Connection, subject: Subject, passages: Sequence[Passage], asking: Asking) -> None:
+    """In the other process: numbers of passages done, then the figures."""
+    pipe.send(_measure(subject, passages, asking, pipe))
 
 
 def _measure(subject: Subject, passages: Sequence[Passage], asking: Asking, pipe: Connection) -> dict[str, Any]:
