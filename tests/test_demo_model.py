@@ -18,7 +18,7 @@ from phisight.tasks.question import Question
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
 SEEDS = range(20_000, 20_060)
-LEAST = {"read": 0.8, "chart": 0.9, "ground": 0.93, "count": 0.8, "arithmetic": 0.95, "two_images": 0.88}
+LEAST = {"read": 0.85, "chart": 0.93, "ground": 0.95, "count": 0.85, "arithmetic": 0.95, "two_images": 0.88}
 """Of 60 questions a task: below the shipped model's shares on 500 by as much as chance may make of them."""
 Exporter = Callable[..., Path]
 
