@@ -23,7 +23,7 @@ from phisight.quant.floats import to_float_type
 from phisight.quant.ggml import GgmlQuantizer
 from phisight.quant.packing import pack_q4_0, pack_q8_0
 
-__all__ = ["check_types", "write_mmproj", "write_text"]
+__all__ = ["check_types", "file_bytes", "write_mmproj", "write_text"]
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
@@ -46,21 +46,46 @@ def write_text(
 
     Raises CheckpointError, TokenizerError, EngineError.
     """
-    writer = gguf.GGUFWriter(None, "phi3")
-    add_text_metadata(writer, checkpoint.directory, checkpoint.config, plan)
-    _write(name, writer, plan.text, checkpoint, output, progress, quantized)
+    _write(name, _text_writer(checkpoint, plan), plan.text, checkpoint, output, progress, quantized)
 
 
 def write_mmproj(
     name: str, checkpoint: Checkpoint, plan: GgufPlan, output: OutputDirectory, progress: Progress
 ) -> None:
     """Write the mmproj of a checkpoint that has a tower. Raises CheckpointError, EngineError."""
+    _write(name, _vision_writer(checkpoint, plan), plan.vision, checkpoint, output, progress)
+
+
+def file_bytes(checkpoint: Checkpoint, plan: GgufPlan, scratch: Path) -> tuple[int, int]:
+    """Sizes of the text file and of the mmproj (0 without a tower), nothing but headers being written into `scratch`.
+
+    Raises TokenizerError.
+    """
+    text = _header(_text_writer(checkpoint, plan), plan.text, scratch / "text.header")
+    sizes = [_padded(len(text)) + sum(_padded(tensor.nbytes) for tensor in plan.text), 0]
+    if checkpoint.config.vision is not None:
+        vision = _header(_vision_writer(checkpoint, plan), plan.vision, scratch / "vision.header")
+        sizes[1] = _padded(len(vision)) + sum(_padded(tensor.nbytes) for tensor in plan.vision)
+    return sizes[0], sizes[1]
+
+
+def _text_writer(checkpoint: Checkpoint, plan: GgufPlan) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(None, "phi3")
+    add_text_metadata(writer, checkpoint.directory, checkpoint.config, plan)
+    return writer
+
+
+def _vision_writer(checkpoint: Checkpoint, plan: GgufPlan) -> gguf.GGUFWriter:
     vision = checkpoint.config.vision
     if vision is None:
         raise ValueError("a text-only checkpoint has no mmproj")
     writer = gguf.GGUFWriter(None, "clip")
     add_vision_metadata(writer, checkpoint.config, plan, vision)
-    _write(name, writer, plan.vision, checkpoint, output, progress)
+    return writer
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _write(
@@ -77,10 +102,10 @@ def _write(
         if file.units == 0:
             file.write(_header(writer, tensors, output.path / f"{name}.header"))
         for tensor in file.unwritten(tensors):
-            file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
+            file.pad_to(_padded(file.position))
             with naming(tensor.spec.name):
                 _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress, quantized)
-        file.pad_to(-(-file.position // ALIGNMENT) * ALIGNMENT)
+        file.pad_to(_padded(file.position))
 
 
 def _header(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], scratch: Path) -> bytes:

@@ -94,13 +94,16 @@ class Manifest:
         manifest.check_sizes(directory)
         return manifest
 
-    def write(self, directory: Path) -> None:
-        """Write `phisight.json` into the directory."""
+    def text(self) -> str:
+        """The contents of `phisight.json`."""
         document = asdict(self)
         if self.calibration is None:
             del document["calibration"]
-        text = json.dumps(document, indent=1, sort_keys=False)
-        (directory / FILE_NAME).write_text(text + "\n", encoding="utf-8", newline="\n")
+        return json.dumps(document, indent=1, sort_keys=False) + "\n"
+
+    def write(self, directory: Path) -> None:
+        """Write `phisight.json` into the directory."""
+        (directory / FILE_NAME).write_text(self.text(), encoding="utf-8", newline="\n")
 
     def check_sizes(self, directory: Path) -> None:
         """Every file is there and has its size. Raises ModelDirError naming all that differ."""
