@@ -79,8 +79,9 @@ class GgufOptions:
                 f"{self.decoder.lower()} does not go by the method {self.method}, but by ggml's own quantiser: take "
                 "q4_0 or q8_0, or make an importance matrix with phisight imatrix"
             )
-        plain = (*SIMPLE_TYPES, "Q4_0")
-        if self.imatrix is not None and {self.decoder, *(kind for _, kind in self.overrides)} <= set(plain):
+        types = {self.decoder, *(kind for _, kind in self.overrides)}
+        # Behind a method that calibrates it weighs what is left to ggml, such as the head of q4_0 in Q6_K.
+        if self.imatrix is not None and self.method == "rtn" and types <= {*SIMPLE_TYPES, "Q4_0"}:
             raise InputError(
                 f"an importance matrix has no use for {self.decoder.lower()}, which holds the checkpoint's floats or "
                 "the numbers of the ONNX export: take a type such as q4_k_m, or leave the matrix out"

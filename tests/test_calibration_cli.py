@@ -19,13 +19,13 @@ from phisight.config import ModelConfig
 from phisight.export.calibration.data import CalibrationSequence
 from phisight.export.calibration.run import Calibration, Consumer, LayerInputs
 from phisight.export.calibration.sources import read_calibration
-from phisight.export.names import expected_tensors, gguf_name
+from phisight.export.names import HEAD, expected_tensors, gguf_name
 from phisight.export.parallel import Progress
 from phisight.export.quantized import QuantizedWeights
 from phisight.manifest import Manifest
 from phisight.quant.blocks import Blocks
 from phisight.quant.imatrix import ImportanceMatrix
-from phisight.quant.packing import unpack_matmul_nbits, unpack_q8_0
+from phisight.quant.packing import unpack_matmul_nbits, unpack_q4_0, unpack_q8_0
 from phisight.quant.scheme import BlockScheme
 
 DEMO = Path(phisight.__file__).parent / "demo/checkpoint"
@@ -179,20 +179,25 @@ def test_an_export_stopped_while_it_quantises_ends_the_same(
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq"])
-def test_both_formats_hold_the_same_numbers(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("method", "bits"), [("awq", 8), ("gptq", 8), ("gptq", 4)])
+def test_both_formats_hold_the_same_numbers(
+    method: str, bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--method", method, *QUICK]
     onnx_out, gguf_out = str(tmp_path / "onnx"), str(tmp_path / "gguf")
-    assert main(["export", "demo", onnx_out, "--decoder", "int8", *arguments]) == 0
-    assert main(["export", "demo", gguf_out, "--format", "gguf", "--decoder", "q8_0", *arguments]) == 0
+    assert main(["export", "demo", onnx_out, "--decoder", f"int{bits}", *arguments]) == 0
+    assert main(["export", "demo", gguf_out, "--format", "gguf", "--decoder", f"q{bits}_0", *arguments]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gguf", "onnx"]
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "gguf/model-q8_0.gguf").tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / f"gguf/model-q{bits}_0.gguf").tensors}
     graph = onnx.load(tmp_path / "onnx/decoder.onnx")
     weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph.graph.initializer}
+    unpack = unpack_q4_0 if bits == 4 else unpack_q8_0
     for name in expected_tensors(Manifest.read(tmp_path / "onnx").model):
-        if (packed := weights.get(f"{name}.packed")) is not None:
-            blocks = unpack_q8_0(stored[gguf_name(name)].data)
-            np.testing.assert_array_equal(blocks.q, unpack_matmul_nbits(packed, 8))
+        if name == HEAD and bits == 4:  # INT8 in ONNX, Q6_K in GGUF
+            assert stored[gguf_name(name)].tensor_type == gguf.GGMLQuantizationType.Q6_K
+        elif (packed := weights.get(f"{name}.packed")) is not None:
+            blocks = unpack(stored[gguf_name(name)].data)
+            np.testing.assert_array_equal(blocks.q, unpack_matmul_nbits(packed, bits))
             np.testing.assert_array_equal(blocks.scale, weights[f"{name}.scales"])
         elif name in weights:
             np.testing.assert_array_equal(stored[gguf_name(name)].data, weights[name])
