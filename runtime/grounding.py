@@ -65,6 +65,16 @@ class Grounding:
         column, row = int((x1 + x2) / 2 * self.width), int((y1 + y2) / 2 * self.height)
         return min(column, self.width - 1), min(row, self.height - 1)
 
+    def as_json(self) -> dict[str, object]:
+        """Box, pixels, click point and the picture's size."""
+        return {
+            "box": self.box,
+            "pixels": self.pixels,
+            "point": self.point,
+            "width": self.width,
+            "height": self.height,
+        }
+
 
 def ground(
     model: Model,

@@ -84,12 +84,8 @@ def _as_json(args: argparse.Namespace, found: Grounding, notes: tuple[str, ...])
     return {
         "model": args.model,
         "image": args.image,
-        "width": found.width,
-        "height": found.height,
         "instruction": args.instruction,
-        "box": found.box,
-        "pixels": found.pixels,
-        "point": found.point,
+        **found.as_json(),
         "drawn": None if args.draw is None else str(args.draw),
         "text": found.answer.text,
         "thought": found.answer.thought,

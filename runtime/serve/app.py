@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter
@@ -17,12 +15,12 @@ from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phisight.answer import Stats
+from phisight.constraint_llguidance import is_installed
 from phisight.errors import PhisightError
 from phisight.model import Model
 from phisight.naflex import Patches
@@ -34,22 +32,15 @@ from phisight.serve.guard import Guard, client_of
 from phisight.serve.memory import Memory
 from phisight.serve.metrics import Metrics
 from phisight.serve.openapi import openapi_document
+from phisight.serve.page_files import PageFiles, page
 from phisight.serve.pictures import Pictures
 from phisight.serve.queue import Place, Places
 from phisight.serve.reply import Reply
 from phisight.serve.requests import ChatRequest, read_chat
 from phisight.serve.settings import ServeSettings
+from phisight.tasks.ground import PROMPT
 
 __all__ = ["Service"]
-
-PAGE = Path(str(files("phisight"))) / "serve" / "page"
-"""The page for people, with all that it loads; served at / and below /page/ where it is there."""
-
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""The page loads nothing from elsewhere, and runs nothing that stands in an answer."""
 
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/images/cost", "/openapi.json", "/")
 
@@ -86,9 +77,9 @@ class Service:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/images/cost", self._cost, methods=["POST"]),
             Route("/openapi.json", self._openapi),
+            Route("/", page),
+            Mount("/page", PageFiles()),
         ]
-        if (PAGE / "index.html").is_file():
-            routes += [Route("/", self._page), Mount("/page", StaticFiles(directory=PAGE))]
         handlers: dict[Any, Any] = {
             ApiError: _on_error,
             HTTPException: _on_http_error,
@@ -114,15 +105,18 @@ class Service:
         try:
             body = await read_json(request, self._settings.limits)
             asked = read_chat(body, self._settings, self._defaults)
-            notes = await self._prepare(asked, job)
+            sizes, notes = await self._prepare(asked, job)
         except BaseException:
             place.give_back()
             raise
         self.engine.submit(job)
-        return Reply(asked, job, notes, partial(self._ended, job, place), self._model.tokenizer)
+        return Reply(asked, sizes, job, notes, partial(self._ended, job, place), self._model.tokenizer)
 
-    async def _prepare(self, asked: ChatRequest, job: Job) -> tuple[str, ...]:
-        """All that can be refused, before the request is queued; the prompt's notes. Raises ApiError."""
+    async def _prepare(self, asked: ChatRequest, job: Job) -> tuple[list[tuple[int, int]], tuple[str, ...]]:
+        """All that can be refused, before the request is queued; the pictures' sizes and the prompt's notes.
+
+        Raises ApiError.
+        """
         started = time.perf_counter()
         opened: list[Patches] = []
         for picture in asked.pictures:
@@ -141,7 +135,7 @@ class Service:
         notes = await run_sync(prompt, limiter=self._preparing)
         if self._settings.log_content:
             log.info("messages: %s", json.dumps(asked.messages))
-        return notes
+        return [patches.original_size for patches in opened], notes
 
     def _ended(self, job: Job, place: Place, end: str, text: str, stats: Stats | None) -> None:
         self.engine.release(job)
@@ -159,9 +153,6 @@ class Service:
 
     async def _openapi(self, _: Request) -> Response:
         return JSONResponse(openapi_document(self._settings, self._model.manifest.model.images))
-
-    async def _page(self, _: Request) -> Response:
-        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     async def _health(self, _: Request) -> Response:
         healthy = self.engine.alive
@@ -188,9 +179,11 @@ class Service:
             "created": self._created,
             "owned_by": "phisight",
             "context_length": self._model.context,
+            "min_patches": None if images is None else images.min_patches,
             "max_patches": None if images is None else images.max_patches,
             "max_images": 0 if images is None else limits.images,
             "max_pixels": limits.pixels,
+            "grounding_prompt": None if images is None or not is_installed() else PROMPT,
         }
 
     def _measure(self) -> None:

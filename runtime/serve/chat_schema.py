@@ -31,7 +31,7 @@ def chat_schemas(settings: ServeSettings, budget: ImageBudget | None) -> dict[st
         "ChatRequest": _object(_parameters(settings, budget), "messages", others=NULL),
         "Message": {"anyOf": _messages()},
         "TextPart": _part("text", _TEXT),
-        "PicturePart": _part("image_url", _PICTURE),
+        "PicturePart": _part("image_url", _picture(budget)),
         "ResponseFormat": _RESPONSE_FORMAT,
         "ChatCompletion": _answer("chat.completion", "message"),
         "ChatCompletionChunk": _answer("chat.completion.chunk", "delta"),
@@ -40,7 +40,6 @@ def chat_schemas(settings: ServeSettings, budget: ImageBudget | None) -> dict[st
 
 def _parameters(settings: ServeSettings, budget: ImageBudget | None) -> dict[str, Any]:
     limits: Limits = settings.limits
-    most_patches = {} if budget is None else {"maximum": budget.max_patches}
     taken = {
         "model": _or_null("string", enum=[*settings.names, None]),
         "messages": {
@@ -83,7 +82,7 @@ def _parameters(settings: ServeSettings, budget: ImageBudget | None) -> dict[str
             description="Must not contradict reasoning_effort",
         ),
         "thinking_budget": _or_null("integer", minimum=0, description="Most tokens of the thought"),
-        "max_patches": _or_null("integer", minimum=1, **most_patches, description="Most patches of each picture"),
+        "max_patches": _patches(budget, "Most patches of each picture"),
     }
     nothing = {
         name: {"enum": [*values, None], "description": "Changes nothing; another value is refused"}
@@ -106,6 +105,21 @@ def _object(
 
 def _part(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": {"type": {"const": kind}, kind: schema}, "required": ["type", kind]}
+
+
+def _patches(budget: ImageBudget | None, description: str) -> dict[str, Any]:
+    most = {} if budget is None else {"maximum": budget.max_patches}
+    return _or_null("integer", minimum=1, **most, description=description)
+
+
+def _picture(budget: ImageBudget | None) -> dict[str, Any]:
+    url = {
+        "type": "string",
+        "description": "data:image/png;base64,... or an address on one of the hosts that the server allows",
+        "examples": [SMALL_PICTURE],
+    }
+    detail = {"enum": [*get_args(Detail), None]}
+    return _object({"url": url, "detail": detail, "max_patches": _patches(budget, "Most patches of this one")}, "url")
 
 
 def _messages() -> list[dict[str, Any]]:
@@ -133,21 +147,14 @@ def _message(roles: tuple[str, ...], parts: tuple[str, ...], **more: Any) -> dic
 _TEXT = {"type": "string"}
 _STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
 
-_PICTURE = _object(
-    {
-        "url": {
-            "type": "string",
-            "description": "data:image/png;base64,... or an address on one of the hosts that the server allows",
-            "examples": [SMALL_PICTURE],
-        },
-        "detail": {"enum": [*get_args(Detail), None]},
-    },
-    "url",
-)
-
 _RESPONSE_FORMAT = {
     "anyOf": [
-        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object", "box"]}},
+            "required": ["type"],
+            "description": "box: [x1, y1, x2, y2] in shares of the sides; needs exactly one picture",
+        },
         {
             "type": "object",
             "properties": {

@@ -22,11 +22,15 @@ SAYS_NOTHING: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "annotations
 
 @dataclass(frozen=True)
 class PictureRef:
-    """A picture that a message names: its URL, and how closely to look. `where` is for messages."""
+    """A picture that a message names: its URL, and how closely to look. `where` is for messages.
+
+    max_patches goes before the one of the request.
+    """
 
     url: str
     detail: Detail
     where: str
+    max_patches: int | None = None
 
 
 def read_messages(value: Any, limits: Limits) -> tuple[tuple[Message, ...], tuple[PictureRef, ...]]:
@@ -119,10 +123,15 @@ def _picture(value: Any, where: str) -> PictureRef:
     if not isinstance(value, dict) or not isinstance(value.get("url"), str):
         raise refused(where, f'{where} is no object with a url, such as "data:image/png;base64,..."', "invalid_type")
     for name in value:
-        if name not in ("url", "detail"):
+        if name not in ("url", "detail", "max_patches"):
             raise refused(f"{where}.{name[:80]}", f"{where} has {name[:80]}, which is not known", "unknown_parameter")
+    most = value.get("max_patches")
+    if most is not None and (type(most) is not int or most < 1):
+        raise refused(
+            f"{where}.max_patches", f"{where}.max_patches is {str(most)[:80]}, wanted a whole number, 1 or more"
+        )
     asked = "auto" if value.get("detail") is None else value["detail"]
     for detail in get_args(Detail):
         if asked == detail:
-            return PictureRef(value["url"], detail, where)
+            return PictureRef(value["url"], detail, where, most)
     raise refused(f"{where}.detail", f"{where}.detail is {str(asked)[:80]!r}, wanted auto, low or high")

@@ -33,7 +33,14 @@ def openapi_document(settings: ServeSettings, budget: ImageBudget | None) -> dic
     """As JSON, OpenAPI 3.1. `budget` None: a model without pictures."""
     schemas = chat_schemas(settings, budget) | {
         "Error": _ERROR,
-        "Model": _object(id=_enum(*settings.names), object=_enum("model"), context_length=_COUNT),
+        "Model": _object(
+            id=_enum(*settings.names),
+            object=_enum("model"),
+            context_length=_COUNT,
+            min_patches=_COUNT_OR_NULL,
+            max_patches=_COUNT_OR_NULL,
+            grounding_prompt=_TEXT_OR_NULL,
+        ),
         "ModelList": _object(object=_enum("list"), data={"type": "array", "items": _ref("Model")}),
         "ImageSize": _image_size(budget),
         "ImageCost": _IMAGE_COST,
@@ -136,6 +143,7 @@ def _image_size(budget: ImageBudget | None) -> dict[str, Any]:
 
 
 _COUNT = {"type": "integer", "minimum": 0}
+_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
 _SECONDS = {"type": ["number", "null"], "minimum": 0}
 _PAIR = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
 _TEXT_OR_NULL = {"type": ["string", "null"]}

@@ -29,7 +29,12 @@ class Pictures:
         self._remote = RemotePictures(access.image_hosts, limits)
 
     def open(self, picture: PictureRef, max_patches: int | None) -> Patches:
-        """The patches of a picture. Raises ApiError, which names its place in the request."""
+        """The patches of a picture; `max_patches` is for one that has none of its own.
+
+        Raises ApiError, which names its place in the request.
+        """
+        own = picture.max_patches is not None
+        max_patches = picture.max_patches if own else max_patches
         try:
             budget = self._model.budget
             if picture.detail == "low":
@@ -40,7 +45,7 @@ class Pictures:
             said = str(error).replace("<bytes>", picture.where)
             raise api_error(ImageError(said), picture.where) from None
         except InputError as error:
-            raise api_error(error, "max_patches") from None
+            raise api_error(error, f"{picture.where}.max_patches" if own else "max_patches") from None
 
     def _bytes(self, url: str) -> bytes:
         if url[:5].lower() == "data:":

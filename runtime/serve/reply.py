@@ -16,7 +16,10 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from phisight.answer import Chunk, Stats
+from phisight.answer import Answer, Chunk, Stats
+from phisight.errors import AnswerError
+from phisight.generate import FinishReason
+from phisight.grounding import locate
 from phisight.logprobs import TokenLogprobs
 from phisight.serve.engine import Job
 from phisight.serve.errors import api_error, error_response
@@ -38,9 +41,17 @@ class Reply:
     """ASGI response to one chat request."""
 
     def __init__(
-        self, request: ChatRequest, job: Job, notes: tuple[str, ...], ended: Ended, tokenizer: Tokenizer
+        self,
+        request: ChatRequest,
+        sizes: Sequence[tuple[int, int]],
+        job: Job,
+        notes: tuple[str, ...],
+        ended: Ended,
+        tokenizer: Tokenizer,
     ) -> None:
+        """`sizes` are those of the upright pictures, (width, height) in pixels."""
         self._request = request
+        self._sizes = sizes
         self._tokenizer = tokenizer
         self._job = job
         self._notes = notes
@@ -147,9 +158,18 @@ class Reply:
         }
 
     def _told(self) -> dict[str, Any]:
-        """What OpenAI's form has no place for: counts, stage times in seconds, notes on the prompt."""
-        stats = None if self._stats is None else self._stats.as_json()
-        return {"phisight": {"stats": stats, "notes": list(self._notes)}}
+        """What OpenAI's form has no place for: counts, stage times in seconds, notes, the box that was asked for."""
+        assert self._stats is not None, "an answer that ended has its counts"
+        told: dict[str, Any] = {"stats": self._stats.as_json(), "notes": list(self._notes)}
+        if self._request.wants_box:
+            reason: FinishReason = "length" if self._end == "length" else "stop"
+            answer = Answer(self._texts["answer"], self._texts["thought"], reason, self._stats)
+            try:
+                found = locate(answer, self._sizes[0])
+                told |= {"grounding": found.as_json(), "notes": [*self._notes, *found.notes]}
+            except AnswerError as error:
+                told |= {"grounding": None, "notes": [*self._notes, str(error)]}
+        return {"phisight": told}
 
     def _told_of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         """None unless the request asks for them."""

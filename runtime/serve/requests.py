@@ -9,6 +9,7 @@ from typing import Any
 from phisight.constraint import Constraint
 from phisight.constraint_llguidance import is_installed
 from phisight.errors import InputError
+from phisight.grounding import BOX
 from phisight.logprobs import MOST_ALTERNATIVES
 from phisight.options import GenerateOptions
 from phisight.prompt import Message, Mode
@@ -35,6 +36,11 @@ class ChatRequest:
     stream: bool
     include_usage: bool
 
+    @property
+    def wants_box(self) -> bool:
+        """Whether the answer is a box in the one picture of the request."""
+        return self.options.constraint == BOX
+
 
 def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: GenerateOptions) -> ChatRequest:
     """Read the body of /v1/chat/completions; `defaults` are the model's. Raises ApiError."""
@@ -43,7 +49,7 @@ def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: Genera
     messages, pictures = read_messages(body.get("messages"), settings.limits)
     thinking = reasoning(body)
     stream = boolean(body, "stream")
-    return ChatRequest(
+    asked = ChatRequest(
         model=model_name(body, settings),
         messages=messages,
         pictures=pictures,
@@ -53,6 +59,9 @@ def read_chat(body: Mapping[str, Any], settings: ServeSettings, defaults: Genera
         stream=stream,
         include_usage=_include_usage(body, stream),
     )
+    if asked.wants_box and len(pictures) != 1:
+        raise refused("response_format", f"a box lies in one picture, there are {len(pictures)}: send exactly one")
+    return asked
 
 
 def model_name(body: Mapping[str, Any], settings: ServeSettings) -> str:
@@ -111,7 +120,7 @@ def _constraint(body: Mapping[str, Any]) -> Constraint | None:
     form: Mapping[str, Any] | None = optional(body, "response_format", dict, "an object with a type")
     if form is None:
         return None
-    if form.get("type") in ("json_object", "json_schema") and not is_installed():
+    if form.get("type") in ("json_object", "json_schema", "box") and not is_installed():
         raise refused(
             "response_format",
             'this server has no llguidance, which response_format needs: pip install "phisight[schema]" there',
@@ -122,6 +131,8 @@ def _constraint(body: Mapping[str, Any]) -> Constraint | None:
             return None
         case "json_object":
             return Constraint.json_object()
+        case "box":
+            return BOX
         case "json_schema":
             wrapped = optional(form, "json_schema", dict, "an object with a schema")
             schema = None if wrapped is None else wrapped.get("schema")
@@ -138,5 +149,5 @@ def _constraint(body: Mapping[str, Any]) -> Constraint | None:
         case kind:
             raise refused(
                 "response_format.type",
-                f"response_format.type is {str(kind)[:80]!r}, wanted text, json_object or json_schema",
+                f"response_format.type is {str(kind)[:80]!r}, wanted text, json_object, json_schema or box",
             )
