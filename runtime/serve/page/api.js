@@ -43,9 +43,9 @@ export async function model() {
   return (await (await ask("v1/models")).json()).data[0];
 }
 
-/** What a picture of that many pixels costs: tokens, and seconds or null. */
-export async function imageCost(width, height) {
-  return (await ask("v1/images/cost", { width, height })).json();
+/** What a picture of that many pixels costs with at most so many patches (null: no limit): tokens, seconds or null. */
+export async function imageCost(width, height, patches) {
+  return (await ask("v1/images/cost", { width, height, max_patches: patches })).json();
 }
 
 /** The events of an answer, one document each. Aborting the signal closes the connection, which stops the server. */

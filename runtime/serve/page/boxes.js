@@ -14,18 +14,23 @@ export function boxesIn(text) {
     .map(([x1, y1, x2, y2]) => [Math.min(x1, x2), Math.min(y1, y2), Math.max(x1, x2), Math.max(y1, y2)]);
 }
 
-/** The picture with the boxes over it. */
-export function drawn(picture, boxes) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 1 1");
-  svg.setAttribute("preserveAspectRatio", "none");
-  for (const [x1, y1, x2, y2] of boxes) {
-    const box = document.createElementNS(SVG, "rect");
-    for (const [name, value] of Object.entries({ x: x1, y: y1, width: x2 - x1, height: y2 - y1 })) {
-      box.setAttribute(name, value);
-    }
-    svg.append(box);
+function shape(tag, attributes) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+/** The picture with the boxes over it, and a dot where `grounding`, if there is one, says to click. */
+export function drawn(picture, boxes, grounding = null) {
+  const svg = shape("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none" });
+  svg.append(...boxes.map(([x1, y1, x2, y2]) => shape("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1 })));
+  if (grounding) {
+    const [x, y] = [(grounding.point[0] + 0.5) / grounding.width, (grounding.point[1] + 0.5) / grounding.height];
+    // A line without length has round ends: a circle would be stretched with the picture.
+    svg.append(...["halo", "dot"].map((name) => shape("path", { class: name, d: `M${x} ${y}h0` })));
   }
   const image = node("img", { src: picture.url, alt: `${picture.name} with what was found in it` });
-  return node("figure", { className: "found" }, image, svg);
+  const figure = node("figure", { className: "found" }, image, svg);
+  image.addEventListener("error", () => figure.remove()); // what this browser cannot open
+  return figure;
 }

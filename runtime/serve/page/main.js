@@ -1,8 +1,10 @@
 // The page: what is typed, dropped and clicked.
 
-import { keepKey, model } from "./api.js";
-import { messages, receive, thinking } from "./chat.js";
+import { model } from "./api.js";
+import { asking, receive, thinking } from "./chat.js";
 import { byId, node } from "./dom.js";
+import { Finder, findTurn, pictureOf } from "./find.js";
+import { askKey } from "./key.js";
 import { Pictures } from "./pictures.js";
 import { saveJson, saveMarkdown } from "./save.js";
 import * as store from "./store.js";
@@ -12,7 +14,11 @@ const BUDGETS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, null]; // tokens
 
 const question = byId("question");
 const log = byId("log");
-const pictures = new Pictures();
+const finder = new Finder();
+const pictures = new Pictures((picture) => {
+  if (finder.target?.picture === picture) finder.end();
+  question.focus();
+});
 let served = null;
 let conversation = store.fresh();
 let running = null; // AbortController of the answer that comes in
@@ -22,19 +28,20 @@ const say = (text) => { byId("status").textContent = text; };
 // the conversation
 
 function show() {
-  let asked = null;
-  const shown = conversation.turns.map((turn) => {
-    if (turn.role === "user") {
-      asked = turn.pictures.length || !asked ? turn : asked; // a later question is about the same picture
-      return userTurn(turn);
-    }
-    const view = new AnswerView(turn, asked);
+  const shown = conversation.turns.map((turn, number) => {
+    if (turn.role === "user") return shownQuestion(turn, number);
+    const view = new AnswerView(turn, pictureOf(conversation.turns.slice(0, number)));
     view.show();
     return view.element;
   });
   byId("turns").replaceChildren(...shown);
   byId("welcome").hidden = conversation.turns.length > 0;
   log.scrollTop = log.scrollHeight;
+}
+
+function shownQuestion(turn, number) {
+  const find = (place) => finder.begin({ picture: turn.pictures[place], at: [number, place] });
+  return userTurn(turn, served?.grounding_prompt ? find : null);
 }
 
 /** Keep the end in view, unless the reader has scrolled away from it. */
@@ -44,35 +51,34 @@ function following(change) {
   if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
-function lastAsked(turns) {
-  const asked = turns.filter((turn) => turn.role === "user");
-  return asked.findLast((turn) => turn.pictures.length) ?? asked.at(-1);
-}
-
 async function send() {
   const here = conversation; // another may be opened before the answer ends
   const text = question.value.trim();
+  const target = finder.target;
   const attached = pictures.all;
-  if (running || (!text && !attached.length)) return;
+  if (running || (!text && !attached.length && !target)) return;
   if (!text) {
-    tell("Type a question about the picture first.");
+    tell(target ? "Type what is to be found first." : "Type a question about the picture first.");
     return;
   }
-  const asked = { role: "user", text, pictures: attached };
+  const asked = target
+    ? findTurn(here.turns, text, target, served.grounding_prompt)
+    : { role: "user", text, pictures: attached };
   const turn = { role: "assistant", text: "", thought: "", thoughtSeconds: 0, finish: null };
   const body = {
     model: served?.id,
-    messages: messages([...here.turns, asked]),
+    ...asking([...here.turns, asked]),
     ...thinking(byId("thinking").value, BUDGETS[byId("budget").value]),
   };
   here.turns.push(asked, turn);
   here.title ||= text.slice(0, 80);
-  const view = new AnswerView(turn, lastAsked(here.turns));
+  const view = new AnswerView(turn, pictureOf(here.turns));
   byId("welcome").hidden = true;
-  byId("turns").append(userTurn(asked), view.element);
+  byId("turns").append(shownQuestion(asked, here.turns.length - 2), view.element);
   log.scrollTop = log.scrollHeight;
   question.value = "";
-  pictures.clear();
+  pictures.take(asked.pictures);
+  finder.end();
   setRunning(new AbortController());
   tell("");
   say("The answer is being written.");
@@ -93,12 +99,14 @@ async function send() {
 
 /** A question without an answer goes back to where it was written. */
 async function takeBack(asked, turn) {
+  const picture = pictureOf(conversation.turns);
   conversation.turns.splice(-2);
   if (!conversation.turns.length) conversation.title = "";
   show();
   question.value = asked.text;
   await pictures.restore(asked.pictures);
-  if (turn.status === 401) await askKey(true);
+  if (asked.find) finder.begin({ picture, at: asked.pictures.length ? null : asked.find });
+  if (turn.status === 401) await connect(true);
   else if (turn.error) tell(`The question was not answered: ${turn.error}`);
   else say("Stopped.");
   question.focus();
@@ -148,6 +156,7 @@ async function list() {
 function change(entry) {
   if (running) running.abort();
   conversation = entry;
+  finder.end();
   document.body.classList.remove("listing");
   byId("open-history").setAttribute("aria-expanded", "false");
   tell("");
@@ -165,29 +174,25 @@ async function onOtherTab() {
   }
 }
 
-// the key
+// the server
 
-async function askKey(again) {
-  const dialog = byId("ask-key");
-  byId("key-told").textContent = again
-    ? "The key was not accepted. Type it again."
-    : "Whoever runs it can tell you the key. It is forgotten when you close this tab.";
-  byId("key").value = "";
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (byId("key").value) keepKey(byId("key").value);
-  await connect(true);
-}
-
+/** Learn what it serves. A key is asked for until it is right; `again` where one was wrong. */
 async function connect(again = false) {
   try {
     served = await model();
     byId("model").textContent = served.id;
     byId("add").hidden = served.max_images === 0;
+    pictures.least = served.min_patches ?? 1;
+    pictures.find = served.grounding_prompt && ((picture) => finder.begin({ picture, at: null }));
+    show();
     tell("");
   } catch (error) {
-    if (error.status === 401) await askKey(again);
-    else tell(error.message);
+    if (error.status !== 401) {
+      tell(error.message);
+      return;
+    }
+    await askKey(again);
+    await connect(true);
   }
 }
 
@@ -226,6 +231,7 @@ listen("add", "click", () => byId("files").click());
 listen("files", "change", (event) => { addFiles([...event.target.files]); event.target.value = ""; });
 listen("thinking", "change", showBudget);
 listen("budget", "input", showBudget);
+listen("finding-end", "click", () => { finder.end(); question.focus(); });
 listen("theme", "click", switchTheme);
 listen("new", "click", () => change(store.fresh()));
 listen("save", "click", (event) => { if (event.target.tagName === "BUTTON") byId("save").open = false; });
@@ -261,7 +267,9 @@ document.addEventListener("paste", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key !== "Escape") return;
+  if (running) running.abort();
+  else finder.end();
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();

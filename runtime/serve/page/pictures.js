@@ -1,15 +1,23 @@
-// Pictures of the question that is being written: read, shown, and priced before they are sent.
+// Pictures of the question that is being written.
 
-import { imageCost } from "./api.js";
-import { about, byId, count, node } from "./dom.js";
+import { Chip } from "./chip.js";
+import { about, byId, count } from "./dom.js";
 
 const OTHER_TYPES = /\.(heic|heif|tiff?)$/i; // systems do not always name their type
 
 export class Pictures {
-  #pending = [];
+  least = 1; // patches that the model wants of every picture
+  find = null; // called with a picture in which something is to be found; null where the server finds nothing
+  #chips = [];
+  #removed;
+
+  /** `removed` is called with a picture that was taken away. */
+  constructor(removed) {
+    this.#removed = removed;
+  }
 
   get all() {
-    return this.#pending.map(({ name, url }) => ({ name, url }));
+    return this.#chips.map((chip) => chip.picture);
   }
 
   /** Add files; the reasons why some were not. */
@@ -17,13 +25,14 @@ export class Pictures {
     const refused = [];
     for (const file of files) {
       if (!file.type.startsWith("image/") && !OTHER_TYPES.test(file.name)) refused.push(`${file.name} is no picture.`);
-      else if (this.#pending.length >= most) {
+      else if (this.#chips.length >= most) {
         refused.push(`${file.name} was left out: this conversation has room for ${count(most, "more picture")}.`);
       } else {
-        const picture = { name: file.name || "picture", url: await dataUrl(file), cost: null, size: null };
-        this.#pending.push(picture);
+        const picture = { name: file.name || "picture", url: await dataUrl(file), patches: null };
+        const chip = this.#chip(picture);
+        this.#chips.push(chip);
         this.#show();
-        await this.#price(picture);
+        await chip.price();
       }
     }
     return refused;
@@ -31,60 +40,39 @@ export class Pictures {
 
   /** Put pictures back that could not be sent. */
   restore(pictures) {
-    this.#pending = pictures.map((picture) => ({ ...picture, cost: null, size: null }));
+    const chips = pictures.map((picture) => this.#chip(picture));
+    this.#chips.unshift(...chips);
     this.#show();
-    return Promise.all(this.#pending.map((picture) => this.#price(picture)));
+    return Promise.all(chips.map((chip) => chip.price()));
   }
 
-  clear() {
-    this.#pending = [];
+  /** Take those away that are sent. */
+  take(pictures) {
+    this.#chips = this.#chips.filter((chip) => !pictures.includes(chip.picture));
     this.#show();
-  }
-
-  async #price(picture) {
-    picture.size = await sizeOf(picture.url);
-    if (picture.size) picture.cost = await imageCost(...picture.size).catch(() => null);
-    this.#show();
-  }
-
-  #remove(picture) {
-    this.#pending = this.#pending.filter((other) => other !== picture);
-    this.#show();
-    byId("question").focus();
-  }
-
-  #show() {
-    byId("pictures").replaceChildren(...this.#pending.map((picture) => this.#chip(picture)));
-    const costs = this.#pending.map((picture) => picture.cost);
-    const tokens = costs.reduce((sum, cost) => sum + (cost?.tokens ?? 0), 0);
-    const times = costs.map(secondsOf);
-    const known = costs.length > 1 && costs.every(Boolean);
-    const time = times.includes(null) ? "" : `, ${about(times.reduce((sum, one) => sum + one, 0))}`;
-    byId("cost").textContent = known ? `Together: ${count(tokens, "token")}${time} until the answer begins` : "";
   }
 
   #chip(picture) {
-    const image = node("img", { src: picture.url, alt: "" });
-    image.addEventListener("error", () => image.classList.add("broken"));
-    const label = `Remove ${picture.name}`;
-    const remove = node("button", { type: "button", className: "plain", "aria-label": label }, "✕");
-    remove.addEventListener("click", () => this.#remove(picture));
-    const name = node("strong", { title: picture.name }, picture.name);
-    const cost = node("span", { className: "soft" }, costText(picture));
-    return node("li", { className: "chip" }, image, node("div", {}, name, cost), remove);
+    const find = this.find && (() => this.find(picture));
+    const removed = () => {
+      this.take([picture]);
+      this.#removed(picture);
+    };
+    return new Chip(picture, this.least, { changed: () => this.#sum(), removed, find });
   }
-}
 
-/** Seconds until a picture's tokens have run; null while this server has not shown any. */
-function secondsOf(cost) {
-  const known = cost && cost.encode_seconds !== null && cost.prefill_seconds !== null;
-  return known ? cost.encode_seconds + cost.prefill_seconds : null;
-}
+  #show() {
+    byId("pictures").replaceChildren(...this.#chips.map((chip) => chip.element));
+    this.#sum();
+  }
 
-function costText({ size, cost }) {
-  if (!cost) return size === null ? "reading the picture" : size ? `${size[0]} × ${size[1]}` : "cannot be shown here";
-  const time = secondsOf(cost);
-  return `${count(cost.tokens, "token")}, ${time === null ? "time known after a first answer" : about(time)}`;
+  #sum() {
+    const tokens = this.#chips.reduce((sum, chip) => sum + (chip.cost?.tokens ?? 0), 0);
+    const times = this.#chips.map((chip) => chip.seconds);
+    const known = times.length > 1 && this.#chips.every((chip) => chip.cost);
+    const time = times.includes(null) ? "" : `, ${about(times.reduce((sum, one) => sum + one, 0))}`;
+    byId("cost").textContent = known ? `Together: ${count(tokens, "token")}${time} until the answer begins` : "";
+  }
 }
 
 function dataUrl(file) {
@@ -94,16 +82,4 @@ function dataUrl(file) {
     reader.addEventListener("error", () => reject(reader.error));
     reader.readAsDataURL(file);
   });
-}
-
-/** Width and height as shown, EXIF applied; false for what this browser cannot open. */
-async function sizeOf(url) {
-  const image = new Image();
-  image.src = url;
-  try {
-    await image.decode();
-    return [image.naturalWidth, image.naturalHeight];
-  } catch {
-    return false;
-  }
 }

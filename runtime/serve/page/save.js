@@ -19,7 +19,8 @@ export function asMarkdown({ title, turns }) {
     parts.push(turn.role === "user" ? "## Question" : "## Answer");
     for (const picture of turn.pictures ?? []) parts.push(`(picture: ${picture.name})`);
     if (turn.thought) parts.push(turn.thought.trim().split("\n").map((line) => `> ${line}`).join("\n"));
-    if (turn.text) parts.push(turn.text.trim());
+    if (turn.text) parts.push(turn.find ? `Find: ${turn.text.trim()}` : turn.text.trim());
+    if (turn.grounding) parts.push(`Click at ${turn.grounding.point.join(", ")}`);
   }
   return `${parts.join("\n\n")}\n`;
 }

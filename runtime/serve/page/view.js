@@ -9,21 +9,26 @@ const ENDS = {
   cancelled: "Stopped.",
 };
 
-export function userTurn(turn) {
-  const images = turn.pictures.map((picture) => {
+/** `find`, where the server can, is called with the place of a picture in which something is to be found. */
+export function userTurn(turn, find) {
+  const images = turn.pictures.map((picture, place) => {
     const image = node("img", { src: picture.url, alt: picture.name });
     image.addEventListener("error", () => image.classList.add("broken"));
-    return image;
+    if (!find) return image;
+    const label = `Find something in ${picture.name}`;
+    const button = node("button", { type: "button", className: "plain", "aria-label": label }, "Find something in it");
+    button.addEventListener("click", () => find(place));
+    return node("div", {}, image, button);
   });
   const shown = images.length ? [node("div", { className: "shown" }, ...images)] : [];
-  const said = node("div", { className: "said" }, turn.text);
+  const said = node("div", { className: "said" }, turn.find ? `Find: ${turn.text}` : turn.text);
   return node("article", { className: "turn user", "aria-label": "You asked" }, ...shown, said);
 }
 
 /** An answer that may still grow: `show` draws what it holds now. */
 export class AnswerView {
   #turn;
-  #asked;
+  #picture;
   #thought = node("p");
   #summary = node("summary");
   #folded = node("details", { className: "thought", hidden: true }, this.#summary, this.#thought);
@@ -33,10 +38,10 @@ export class AnswerView {
   #next = 0;
   #timer = null;
 
-  /** `asked` is the question's turn: its one picture is what boxes are drawn over. */
-  constructor(turn, asked) {
+  /** `picture` is what boxes are drawn over, null for none. */
+  constructor(turn, picture) {
     this.#turn = turn;
-    this.#asked = asked;
+    this.#picture = picture;
     const properties = { className: "turn assistant", "aria-label": "Answer" };
     this.element = node("article", properties, this.#waiting, this.#folded, this.#answer, this.#behind);
   }
@@ -60,21 +65,30 @@ export class AnswerView {
     const thinking = growing && !turn.text;
     this.#summary.textContent = `${thinking ? "Thinking," : "Thought for"} ${seconds(turn.thoughtSeconds)}`;
     this.#answer.replaceChildren(...markdown(turn.text));
-    if (!growing) this.#behind.replaceChildren(...behind(turn, this.#asked));
+    if (!growing) this.#behind.replaceChildren(...behind(turn, this.#picture));
     const ended = performance.now();
     this.#next = ended + Math.max(40, 8 * (ended - started));
   }
 }
 
-function behind(turn, asked) {
+function behind(turn, picture) {
   const nodes = [];
-  const boxes = asked?.pictures.length === 1 ? boxesIn(turn.text) : [];
-  if (boxes.length) nodes.push(drawn(asked.pictures[0], boxes));
+  const found = turn.grounding;
+  const boxes = found ? [found.box] : boxesIn(turn.text);
+  if (picture && boxes.length) nodes.push(drawn(picture, boxes, found));
+  if (found) nodes.push(place(found));
   const notes = [ENDS[turn.finish], ...(turn.notes ?? [])].filter(Boolean);
   nodes.push(...notes.map((told) => node("p", { className: "note" }, told)));
   if (turn.stats) nodes.push(stages(turn.stats));
   if (turn.error) nodes.push(node("p", { className: "wrong", role: "alert" }, turn.error));
   return nodes;
+}
+
+/** In pixels of the picture as it was given. */
+function place({ point, pixels, width, height }) {
+  const [left, top, right, bottom] = pixels;
+  const box = `The box is ${left}, ${top} to ${right}, ${bottom} of ${width} × ${height} pixels.`;
+  return node("p", { className: "place" }, node("strong", {}, `Click at ${point.join(", ")}.`), ` ${box}`);
 }
 
 const rounded = (value) => (value < 100 ? value.toPrecision(2) : Math.round(value));
