@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from phisight.bench.work import (
+    attention_operations,
+    encode_operations,
+    prefill_operations,
+    tower_attention_operations,
+)
 from phisight.config import ModelConfig
 from phisight.errors import InputError
 
@@ -37,18 +43,12 @@ class Stage:
 
     def operations(self, config: ModelConfig) -> float:
         """Multiplications and additions of matrices and attention in the time told; 0 where neither is timed."""
-        d, v = config.decoder, config.vision
         n = self.units
-        if self.kind == "encode" and v is not None:
-            layer = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
-            projector = d.hidden_size * (v.hidden_size + d.hidden_size)
-            weights = v.used_layers * layer + projector + v.patch_dim * v.hidden_size
-            return 2.0 * n * weights + 4.0 * n * n * v.hidden_size * v.used_layers
-        layer = d.hidden_size * (d.qkv_size + d.hidden_size + 3 * d.intermediate_size)
-        head = d.hidden_size * d.vocab_size
+        if self.kind == "encode":
+            return encode_operations(config, n) + tower_attention_operations(config, n)
         if self.kind in ("prefill", "prefill_image"):
-            return 2.0 * (n * d.num_layers * layer + head) + 2.0 * n * n * d.hidden_size * d.num_layers
-        return 2.0 * (d.num_layers * layer + head) if self.kind == "decode" else 0.0
+            return prefill_operations(config.decoder, n) + attention_operations(config.decoder, n, 0)
+        return prefill_operations(config.decoder, 1) if self.kind == "decode" else 0.0
 
 
 STAGES = (

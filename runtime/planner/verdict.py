@@ -1,0 +1,59 @@
+"""Whether a variant fits a machine, and what of it fits a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phisight.planner.memory import Memory
+from phisight.planner.times import Workload
+from phisight.planner.variant import Variant
+
+__all__ = ["GpuShare", "Verdict", "gpu_share", "judge"]
+
+SYSTEM_SHARE = 0.9
+"""Of the memory that a model may take: the rest is the system's and other programs'."""
+GPU_BUFFERS = 700 << 20
+"""Assumed for what a GPU's driver and llama.cpp's buffers take beside weights and cache."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`fits`, and the reason in words."""
+
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class GpuShare:
+    """Decoder layers that fit on a GPU, of how many, and the bytes that they take with their KV cache."""
+
+    layers: int
+    of: int
+    bytes: int
+
+
+def judge(memory: Memory, available: int) -> Verdict:
+    """Mapped pages may be dropped, so a model whose other memory fits runs, if slowly."""
+    room = int(SYSTEM_SHARE * available)
+    if memory.peak <= room:
+        return Verdict(True, f"{memory.peak / 1e9:.1f} of {room / 1e9:.1f} GB at most")
+    pinned = memory.peak - memory.mapped
+    if memory.mapped and pinned <= room:
+        short = (memory.peak - room) / 1e9
+        return Verdict(False, f"{short:.1f} GB of the mapped file would be read again and again")
+    if memory.opened + memory.kv + memory.images + memory.working <= room:
+        return Verdict(False, f"opening takes {memory.load_peak / 1e9:.1f} GB for a moment, {room / 1e9:.1f} are free")
+    return Verdict(False, f"{(memory.peak - room) / 1e9:.1f} GB too much")
+
+
+def gpu_share(variant: Variant, work: Workload, vram: int) -> GpuShare | None:
+    """As many layers of a GGUF decoder as fit (--gpu-layers); None for ONNX, which runs whole on a device or not."""
+    if variant.format != "gguf":
+        return None
+    layers = variant.config.decoder.num_layers
+    weights = sum(entry.bytes for entry in variant.tensors.values() if entry.part == "decoder")
+    cache = max(work.context, work.prompt) * variant.kv_bytes_per_token
+    each = (weights + cache) // layers
+    count = max(0, min(layers, (vram - GPU_BUFFERS) // each))
+    return GpuShare(count, layers, count * each)
