@@ -117,12 +117,15 @@ def test_in_a_picture_of_the_conversation_and_on_from_there(tab: Any) -> None:
 
 
 def test_leaving_it_and_typing_nothing(tab: Any) -> None:
-    tab.add(BUTTONS)
+    tab.add(BUTTONS, CHART)
+    shown = "[...document.querySelectorAll('.chip')].map(chip => !chip.hidden)"
     tab.js("document.querySelector('.chip .plain').click()")
+    assert tab.js(shown) == [True, False]  # what is not sent now
     tab.key("Enter")
     assert "what is to be found" in tab.until("document.getElementById('wrong')?.innerText")
     tab.key("Escape")
     assert tab.js("document.getElementById('finding').hidden && document.getElementById('send').innerText") == "Send"
+    assert tab.js(shown) == [True, True]
     tab.js("document.querySelector('.chip .plain').click()")
     assert not tab.js("document.getElementById('finding').hidden")
     tab.js("""document.querySelector('.chip [aria-label="Remove buttons.png"]').click()""")

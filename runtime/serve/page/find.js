@@ -5,6 +5,12 @@ import { byId } from "./dom.js";
 export class Finder {
   /** { picture, at }: `at` is [turn, picture] where it stands in the conversation, null for one that is new. */
   target = null;
+  #aimed;
+
+  /** `aimed` is called with the picture that is aimed at, null at the end. */
+  constructor(aimed) {
+    this.#aimed = aimed;
+  }
 
   begin(target) {
     this.target = target;
@@ -18,7 +24,8 @@ export class Finder {
   }
 
   #show() {
-    const picture = this.target?.picture;
+    const picture = this.target?.picture ?? null;
+    this.#aimed(picture);
     byId("finding").hidden = !picture;
     byId("finding-name").textContent = picture?.name ?? "";
     byId("question").placeholder = picture ? "What is to be found? Such as: click the Save button" : "Ask a question";

@@ -14,7 +14,7 @@ const BUDGETS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, null]; // tokens
 
 const question = byId("question");
 const log = byId("log");
-const finder = new Finder();
+const finder = new Finder((picture) => pictures.aim(picture));
 const pictures = new Pictures((picture) => {
   if (finder.target?.picture === picture) finder.end();
   question.focus();

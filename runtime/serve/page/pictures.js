@@ -52,6 +52,12 @@ export class Pictures {
     this.#show();
   }
 
+  /** Show this one alone, the others are not sent now; null shows all. */
+  aim(picture) {
+    for (const chip of this.#chips) chip.element.hidden = picture !== null && chip.picture !== picture;
+    byId("cost").hidden = picture !== null;
+  }
+
   #chip(picture) {
     const find = this.find && (() => this.find(picture));
     const removed = () => {
