@@ -65,7 +65,7 @@ def ask(client: Any, number: int, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_in(answer: Any) -> dict[str, Any]:
-    """content, finish_reason and stats of an answer or of a stream's events."""
+    """content, finish_reason, stats and notes of an answer or of a stream's events."""
     if answer.headers["content-type"] == "application/json":
         document = answer.json()
         choice = document["choices"][0]
@@ -75,7 +75,7 @@ def said_in(answer: Any) -> dict[str, Any]:
         document = events[-1]
         texts = [event["choices"][0]["delta"].get("content", "") for event in events]
         said = {"content": "".join(texts), "finish_reason": document["choices"][0]["finish_reason"]}
-    return said | {"stats": document["phisight"]["stats"]}
+    return said | document["phisight"]
 
 
 @pytest.mark.parametrize("count", [16, pytest.param(200, marks=pytest.mark.soak)])
@@ -106,6 +106,21 @@ def test_drafts_under_a_schema_are_kept_only_where_they_fit(served: Any, lookup:
         said = ask(client, 4, schema)
     jsonschema.validate(json.loads(said["content"]), schema, jsonschema.Draft202012Validator)
     assert (said["stats"]["drafted_tokens"] > 0) == lookup
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_json_that_was_cut_says_so(served: Any, stream: bool) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "How much is 2+2?"}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMAS[0]}},
+        "max_tokens": 3,
+        "stream": stream,
+    }
+    said = said_in(httpx.post(f"{served.url}/v1/chat/completions", json=body | {"reasoning_effort": "none"}))
+    assert said["finish_reason"] == "length"
+    assert any("JSON" in note and "incomplete" in note for note in said["notes"])
+    whole = said_in(httpx.post(f"{served.url}/v1/chat/completions", json=body | {"max_tokens": 100}, timeout=60))
+    assert whole["finish_reason"] == "stop" and whole["notes"] == []
 
 
 def test_json_object_under_lookup_is_an_object_or_its_beginning(served: Any, lookup: bool) -> None:

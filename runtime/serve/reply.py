@@ -34,6 +34,7 @@ Ended = Callable[[str, str, Stats | None], None]
 
 _KEEP_ALIVE_SECONDS = 10.0
 _SENDING_SECONDS = 30.0  # behind the deadline, for a client that reads slowly
+INCOMPLETE = "the limit of tokens was reached before the end of the JSON, which is incomplete: raise max_tokens"
 _FIELDS = {"thought": "reasoning_content", "answer": "content"}
 
 
@@ -161,15 +162,23 @@ class Reply:
         """What OpenAI's form has no place for: counts, stage times in seconds, notes, the box that was asked for."""
         assert self._stats is not None, "an answer that ended has its counts"
         told: dict[str, Any] = {"stats": self._stats.as_json(), "notes": list(self._notes)}
+        constraint = self._request.options.constraint
         if self._request.wants_box:
-            reason: FinishReason = "length" if self._end == "length" else "stop"
-            answer = Answer(self._texts["answer"], self._texts["thought"], reason, self._stats)
-            try:
-                found = locate(answer, self._sizes[0])
-                told |= {"grounding": found.as_json(), "notes": [*self._notes, *found.notes]}
-            except AnswerError as error:
-                told |= {"grounding": None, "notes": [*self._notes, str(error)]}
+            grounding, notes = self._grounding(self._stats)
+            told |= {"grounding": grounding, "notes": [*self._notes, *notes]}
+        elif constraint is not None and self._end == "length":
+            told["notes"].append(INCOMPLETE)
         return {"phisight": told}
+
+    def _grounding(self, stats: Stats) -> tuple[dict[str, object] | None, tuple[str, ...]]:
+        """Where the box lies in the one picture, and notes; None for an answer that was cut."""
+        reason: FinishReason = "length" if self._end == "length" else "stop"
+        answer = Answer(self._texts["answer"], self._texts["thought"], reason, stats)
+        try:
+            found = locate(answer, self._sizes[0])
+        except AnswerError as error:
+            return None, (str(error),)
+        return found.as_json(), found.notes
 
     def _told_of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         """None unless the request asks for them."""

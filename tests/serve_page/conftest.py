@@ -116,7 +116,7 @@ class Tab:
         )
 
     def key(self, key: str, modifiers: int = 0) -> None:
-        code = {"Enter": 13, "Escape": 27}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             self.call(
