@@ -157,7 +157,7 @@ class Tab:
         return [event["params"]["request"]["url"] for event in mine if event["method"] == "Network.requestWillBeSent"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
