@@ -184,7 +184,7 @@ async function connect(again = false) {
     byId("add").hidden = served.max_images === 0;
     pictures.least = served.min_patches ?? 1;
     pictures.find = served.grounding_prompt && ((picture) => finder.begin({ picture, at: null }));
-    show();
+    if (!running) show(); // with what this server can do; an answer that comes in would be drawn no further
     tell("");
   } catch (error) {
     if (error.status !== 401) {
