@@ -1,8 +1,8 @@
 """Entries on disk that save work: checked, bounded, safe with several processes, never needed.
 
 An entry is written beside its place and renamed, so that it is whole or not there whatever ends a process; there are no
-locks. A damaged entry is told of, removed and treated as absent. Where the sum exceeds the limit, the entries that were
-not used for longest go.
+locks. An entry that is damaged, or stale because what it was made of has changed since, is told of, removed and treated
+as absent. Where the sum exceeds the limit, the entries that were not used for longest go.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 
 __all__ = ["DiskCache", "DiskCacheNotice"]
 
-HEADER = struct.Struct("<8s32sQ")
-MAGIC = b"phicache"
+HEADER = struct.Struct("<8s32s32sQ")
+"""What follows, a digest of what the entry was made of, a checksum of its payload, and the payload's bytes."""
+MAGIC = b"phicach2"
 SUFFIX = ".entry"
 LEFTOVER_SECONDS = 3600
 """After so long a file that was never renamed is taken for one that a process left behind."""
@@ -39,8 +40,11 @@ class DiskCache:
         self.limit = limit
         self.least_seconds = least_seconds
 
-    def read(self, key: str) -> memoryview | None:
-        """The bytes kept under a key, mapped from the file; None if there are none, or if they are damaged."""
+    def read(self, key: str, stamp: str = "") -> memoryview | None:
+        """The bytes kept under a key, mapped from the file; None if there are none, or if they cannot be used.
+
+        `stamp` says what they must be made of: those of another one are stale.
+        """
         path = self._path(key)
         try:
             if path.stat().st_size < HEADER.size:
@@ -52,27 +56,25 @@ class DiskCache:
         except (OSError, ValueError) as error:
             self._damaged(path, str(error))
             return None
-        magic, checksum, size = HEADER.unpack(file[: HEADER.size].tobytes())
         payload = file.data[HEADER.size :]
-        if magic != MAGIC or size != len(payload):
-            self._damaged(path, "it was cut short or is of another version")
-            return None
-        if hashlib.blake2b(payload, digest_size=32).digest() != checksum:
-            self._damaged(path, "its checksum differs")
+        if (fault := _fault(file[: HEADER.size].tobytes(), payload, stamp)) is not None:
+            payload.release()
+            del file  # what is mapped cannot be removed on Windows
+            self._damaged(path, fault)
             return None
         with suppress(OSError):
             os.utime(path)
         return payload
 
-    def write(self, key: str, payload: bytes, seconds: float) -> None:
-        """Keep bytes that took so many seconds to make, if that is worth it."""
+    def write(self, key: str, payload: bytes, seconds: float, stamp: str = "") -> None:
+        """Keep bytes that took so many seconds to make, if that is worth it; `stamp` as for `read`."""
         if seconds < self.least_seconds or len(payload) + HEADER.size > self.limit or self._path(key).exists():
             return
         beside = self.directory / f"{uuid.uuid4().hex}.part"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with beside.open("wb") as file:
-                file.write(HEADER.pack(MAGIC, hashlib.blake2b(payload, digest_size=32).digest(), len(payload)))
+                file.write(HEADER.pack(MAGIC, _digest(stamp.encode()), _digest(payload), len(payload)))
                 file.write(payload)
             beside.replace(self._path(key))
         except OSError as error:
@@ -114,3 +116,19 @@ class DiskCache:
 
     def _notice(self, text: str) -> None:
         warnings.warn(text, DiskCacheNotice, stacklevel=3)
+
+
+def _fault(header: bytes, payload: memoryview, stamp: str) -> str | None:
+    """What is wrong with an entry."""
+    magic, made_of, checksum, size = HEADER.unpack(header)
+    if magic != MAGIC or size != len(payload):
+        return "it was cut short or is of another version"
+    if _digest(payload) != checksum:
+        return "its checksum differs"
+    if made_of != _digest(stamp.encode()):
+        return "the model's files, or the programs that made it, have changed"
+    return None
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=32).digest()

@@ -29,7 +29,7 @@ from phisight.errors import Cancelled, ImageError, InputError
 from phisight.generate import ControlIds, Generation
 from phisight.images import ImageSource
 from phisight.manifest import Manifest
-from phisight.model_cache import ModelCache
+from phisight.model_cache import CacheIdentity, ModelCache
 from phisight.naflex import Patches, preprocess
 from phisight.options import GenerateOptions
 from phisight.prompt import (
@@ -136,7 +136,7 @@ class Model:
         if slots:
             self._decoder = DecoderSlots([*slots, self._decoder])
 
-    def use_cache(self, disk: DiskCache, identity: str, *, pictures: bool) -> None:
+    def use_cache(self, disk: DiskCache, identity: CacheIdentity, *, pictures: bool) -> None:
         """Keep the KV cache of what all prompts begin with on disk and, if asked, image features and beginnings with
         pictures. `identity` is that of `phisight.model_cache.model_identity`. Call it before `use_slots`.
         """

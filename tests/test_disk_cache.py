@@ -16,8 +16,10 @@ import phisight
 from phisight.cli.main import main
 from phisight.disk_cache import DiskCache, DiskCacheNotice
 from phisight.model import Model
+from phisight.model_cache import CacheIdentity
 
 DEMO = Path(phisight.__file__).parent / "demo"
+THIS_MODEL = CacheIdentity("this model", "its files")
 PRICE = DEMO / "pictures/price.png"
 
 WRITER = """
@@ -63,6 +65,16 @@ def test_a_damaged_entry_is_told_and_made_anew(tmp_path: Path, damage: str) -> N
     assert disk.read("key") is not None
 
 
+def test_an_entry_of_older_files_is_told_and_made_anew(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path)
+    disk.write("key", b"old", 0, "old files")
+    with pytest.warns(DiskCacheNotice, match="have changed"):
+        assert disk.read("key", "new files") is None
+    disk.write("key", b"new", 0, "new files")
+    payload = disk.read("key", "new files")
+    assert payload is not None and payload.tobytes() == b"new"
+
+
 def test_a_folder_that_cannot_be_written_costs_a_notice(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(DiskCacheNotice, match="cannot be written"):
@@ -96,7 +108,7 @@ def test_another_process_answers_alike_and_runs_less(
     def opened(cached: bool) -> Model:
         model = phisight.load(str(path), threads=1, accuracy_level=0 if engine == "onnx" else None)
         if cached:
-            model.use_cache(DiskCache(tmp_path / "cache"), "this model", pictures=True)
+            model.use_cache(DiskCache(tmp_path / "cache"), THIS_MODEL, pictures=True)
         return model
 
     question = "What does the text say?"
@@ -119,11 +131,11 @@ def test_another_process_answers_alike_and_runs_less(
 def test_a_state_that_does_not_fit_is_ignored(tmp_path: Path) -> None:
     model = phisight.load("demo", threads=1)
     disk = DiskCache(tmp_path)
-    model.use_cache(disk, "this model", pictures=True)
+    model.use_cache(disk, THIS_MODEL, pictures=True)
     options = model.options(temperature=0)
     right = model.generate("What does the text say?", [PRICE], options=options)
     again = phisight.load("demo", threads=1)
-    again.use_cache(disk, "this model", pictures=True)
+    again.use_cache(disk, THIS_MODEL, pictures=True)
     store = again._decoder.store
     assert store is not None
     store.state = lambda keys: memoryview(bytes(7))  # type: ignore[method-assign]

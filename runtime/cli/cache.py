@@ -14,7 +14,7 @@ from phisight.errors import InputError
 from phisight.loading import model_directory
 from phisight.manifest import FILE_NAME
 from phisight.model import Model
-from phisight.model_cache import model_identity
+from phisight.model_cache import CacheIdentity, model_identity
 
 __all__ = ["EXAMPLES", "add_arguments", "add_cache_options", "run", "use_cache"]
 
@@ -75,15 +75,15 @@ def use_cache(args: argparse.Namespace, model: Model, path: str | Path) -> None:
     model.use_cache(disk, _identity(args, model, model_directory(path)), pictures=args.cache is not None)
 
 
-def _identity(args: argparse.Namespace, model: Model, path: Path) -> str:
+def _identity(args: argparse.Namespace, model: Model, path: Path) -> CacheIdentity:
     names = ("device", "accuracy_level", "vision_engine", "gpu_layers", "kv", "repack")
     settings: dict[str, object] = {name: getattr(args, name) for name in names}
     settings["image_attention"] = model.image_attention
     if path.is_dir():
         hashes = {name: entry.sha256 for name, entry in model.manifest.files.items()}
-        return model_identity([path / name for name in (*hashes, FILE_NAME)], hashes, settings)
+        return model_identity(path, [path / name for name in (*hashes, FILE_NAME)], hashes, settings)
     mmproj = [] if args.mmproj is None else [Path(args.mmproj)]
-    return model_identity([path, *mmproj], {}, settings)
+    return model_identity(path, [path, *mmproj], {}, settings)
 
 
 def _own_directory() -> Path:
