@@ -6,6 +6,7 @@ known by its configuration alone: of a tokenizer that is not there the size is a
 
 from __future__ import annotations
 
+import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,8 @@ from phisight.quant.scheme import BlockScheme
 
 __all__ = ["file_sizes", "imagined_checkpoint"]
 
+NOWHERE = Path(os.devnull)
+"""A directory in which there is no file."""
 NPY_HEADER = 128
 """Of a .npy file whose shape is not extraordinarily long."""
 TOKENIZER_BYTES = 72
@@ -34,10 +37,10 @@ GGUF_TOKEN_BYTES = 48
 """A token's share of a GGUF header: its text, type and merge, with their lengths."""
 
 
-def imagined_checkpoint(config: ModelConfig) -> Checkpoint:
-    """A checkpoint of this configuration that is nowhere on disk: names and shapes, for planning."""
+def imagined_checkpoint(config: ModelConfig, directory: Path = NOWHERE) -> Checkpoint:
+    """A checkpoint of this configuration without weights, for planning; `directory` may hold its tokenizer."""
     tensors = {name: SourceTensor(spec, "BF16", None) for name, spec in expected_tensors(config).items()}
-    return Checkpoint(Path("15b"), config, tensors)
+    return Checkpoint(directory, config, tensors)
 
 
 def file_sizes(checkpoint: Checkpoint, plan: Plan | GgufPlan) -> dict[str, int]:

@@ -23,7 +23,7 @@ from phisight.quant.floats import to_float_type
 from phisight.quant.ggml import GgmlQuantizer
 from phisight.quant.packing import pack_q4_0, pack_q8_0
 
-__all__ = ["check_types", "file_bytes", "write_mmproj", "write_text"]
+__all__ = ["check_types", "file_bytes", "file_header", "packer", "padded", "text_writer", "write_mmproj", "write_text"]
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
@@ -31,7 +31,7 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 def check_types(plan: GgufPlan) -> None:
     """Raises EngineError if a type of the plan needs ggml's quantiser and llama-cpp-python is missing."""
     for type_name in sorted({tensor.type for tensor in (*plan.text, *plan.vision)}):
-        _packer(type_name)
+        packer(type_name)
 
 
 def write_text(
@@ -46,7 +46,7 @@ def write_text(
 
     Raises CheckpointError, TokenizerError, EngineError.
     """
-    _write(name, _text_writer(checkpoint, plan), plan.text, checkpoint, output, progress, quantized)
+    _write(name, text_writer(checkpoint, plan), plan.text, checkpoint, output, progress, quantized)
 
 
 def write_mmproj(
@@ -61,15 +61,16 @@ def file_bytes(checkpoint: Checkpoint, plan: GgufPlan, scratch: Path) -> tuple[i
 
     Raises TokenizerError.
     """
-    text = _header(_text_writer(checkpoint, plan), plan.text, scratch / "text.header")
-    sizes = [_padded(len(text)) + sum(_padded(tensor.nbytes) for tensor in plan.text), 0]
+    text = file_header(text_writer(checkpoint, plan), plan.text, scratch / "text.header")
+    sizes = [padded(len(text)) + sum(padded(tensor.nbytes) for tensor in plan.text), 0]
     if checkpoint.config.vision is not None:
-        vision = _header(_vision_writer(checkpoint, plan), plan.vision, scratch / "vision.header")
-        sizes[1] = _padded(len(vision)) + sum(_padded(tensor.nbytes) for tensor in plan.vision)
+        vision = file_header(_vision_writer(checkpoint, plan), plan.vision, scratch / "vision.header")
+        sizes[1] = padded(len(vision)) + sum(padded(tensor.nbytes) for tensor in plan.vision)
     return sizes[0], sizes[1]
 
 
-def _text_writer(checkpoint: Checkpoint, plan: GgufPlan) -> gguf.GGUFWriter:
+def text_writer(checkpoint: Checkpoint, plan: GgufPlan) -> gguf.GGUFWriter:
+    """The text file's metadata. Raises TokenizerError."""
     writer = gguf.GGUFWriter(None, "phi3")
     add_text_metadata(writer, checkpoint.directory, checkpoint.config, plan)
     return writer
@@ -84,7 +85,8 @@ def _vision_writer(checkpoint: Checkpoint, plan: GgufPlan) -> gguf.GGUFWriter:
     return writer
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes up to where the next tensor may start."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -100,15 +102,15 @@ def _write(
     with output.open(name) as file:
         progress(sum(tensor.spec.size for tensor in tensors[: file.units]))
         if file.units == 0:
-            file.write(_header(writer, tensors, output.path / f"{name}.header"))
+            file.write(file_header(writer, tensors, output.path / f"{name}.header"))
         for tensor in file.unwritten(tensors):
-            file.pad_to(_padded(file.position))
+            file.pad_to(padded(file.position))
             with naming(tensor.spec.name):
                 _write_tensor(file, tensor, checkpoint.tensors[tensor.spec.name], progress, quantized)
-        file.pad_to(_padded(file.position))
+        file.pad_to(padded(file.position))
 
 
-def _header(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], scratch: Path) -> bytes:
+def file_header(writer: gguf.GGUFWriter, tensors: list[PlannedTensor], scratch: Path) -> bytes:
     """Metadata and tensor table as bytes, by way of a small file, since the writer writes to paths only."""
     for tensor in tensors:
         dtype = gguf.GGMLQuantizationType[tensor.type]
@@ -144,13 +146,13 @@ def _write_tensor(
         file.write_array(to_float_type(vector, tensor.type))
         progress(source.size)
         return
-    pack = _packer(tensor.type, tensor.importance)
+    pack = packer(tensor.type, tensor.importance)
     for count, packed in in_parallel(lambda chunk: (chunk.size, pack(chunk)), source.chunks()):
         file.write_array(packed)
         progress(count)
 
 
-def _packer(
+def packer(
     type_name: str, importance: NDArray[np.float32] | None = None
 ) -> Callable[[NDArray[np.float32]], NDArray[np.generic]]:
     """Rows of float32 -> the bytes of the type. INT4 and INT8 come from the same blocks as in ONNX files.

@@ -31,7 +31,7 @@ from phisight.export.names import TensorSpec, expected_tensors
 from phisight.export.parallel import Progress
 from phisight.tokenizer import byte_alphabet
 
-__all__ = ["Width", "synthesize", "synthetic_model"]
+__all__ = ["Width", "synthesize", "synthetic_model", "synthetic_tokenizer"]
 
 Width = Literal["tiny", "real"]
 
@@ -103,7 +103,7 @@ def synthesize(
             "config.json": config_document(model) | {MARK: {"width": width, "layers": layers, "seed": seed}},
             "generation_config.json": generation_document(model.generation),
             "preprocessor_config.json": preprocessor_document(ImageBudget()),
-            "tokenizer.json": _tokenizer(model.decoder.vocab_size),
+            "tokenizer.json": synthetic_tokenizer(model.decoder.vocab_size),
         }
         for name, document in documents.items():
             text = json.dumps(document, indent=1, ensure_ascii=False)
@@ -177,7 +177,7 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return (rounded >> 16).astype("<u2")
 
 
-def _tokenizer(vocab_size: int) -> dict[str, Any]:
+def synthetic_tokenizer(vocab_size: int) -> dict[str, Any]:
     """Byte-level BPE without merges: bytes as the first 256 ids, special tokens as the last.
 
     Ids between them are words that no text becomes (" w256", ...), since ids may not have gaps.

@@ -20,7 +20,7 @@ from phisight.planner.variant import Variant
 
 __all__ = ["Memory", "predict_memory"]
 
-PROCESS = 84 << 20
+PROCESS = 87 << 20
 """Python, NumPy, Pillow and an engine, before any weight."""
 TOKENIZER_BYTES = 420
 """Of the tokenizer a token of the vocabulary; llama.cpp keeps one of its own."""
@@ -30,14 +30,15 @@ GGUF_BATCH = 512
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `mapped` are pages of files that the system may drop and read again; those are not in `weights`.
+    """Bytes. `mapped` are pages of files, which are not in `weights`; `idle` of them are never read again.
 
-    `loading` is what opening takes for a moment beyond what stays.
+    `loading` is what opening takes for a moment beyond what stays, mapped too: the system may drop it.
     """
 
     process: int
     weights: int
     mapped: int
+    idle: int
     tower: int
     kv: int
     images: int
@@ -58,8 +59,14 @@ class Memory:
         """The most at once, as a system counts it."""
         return max(self.load_peak, self.opened + self.kv + self.images + self.working)
 
+    @property
+    def needed(self) -> int:
+        """Below which pages are read from disk again and again."""
+        return self.opened - self.idle + self.kv + self.images + self.working
+
     def as_json(self) -> dict[str, int]:
-        return asdict(self) | {"opened": self.opened, "load_peak": self.load_peak, "peak": self.peak}
+        told = {"opened": self.opened, "load_peak": self.load_peak, "peak": self.peak, "needed": self.needed}
+        return asdict(self) | told
 
 
 def predict_memory(variant: Variant, work: Workload) -> Memory:
@@ -75,15 +82,32 @@ def predict_memory(variant: Variant, work: Workload) -> Memory:
         weights, loading = _onnx(variant.decoder_tensors())
         tables = config.decoder.context_length * config.decoder.head_dim * 4
         prefill = chunk_bytes(config.decoder, min(CHUNK, work.prompt))
-        loading = max(loading, tower_loading)
-        return Memory(PROCESS + tokenizer, weights + tables, 0, tower, kv, images, max(prefill, encoding), loading)
-    mapped = max((size for name, size in variant.files.items() if name.startswith("model-")), default=0)
+        return Memory(
+            process=PROCESS + tokenizer,
+            weights=weights + tables,
+            mapped=0,
+            idle=0,
+            tower=tower,
+            kv=kv,
+            images=images,
+            working=max(prefill, encoding),
+            loading=max(loading, tower_loading),
+        )
     batch = min(GGUF_BATCH, positions)
     scores = batch * config.decoder.num_heads * positions * 4
     prefill = scores + 4 * batch * (config.decoder.intermediate_size + config.decoder.hidden_size)
-    # Buffers of a context stay while the next image is encoded.
-    working = prefill + encoding
-    return Memory(PROCESS + 2 * tokenizer, _repacked(variant), mapped, tower, kv, images, working, tower_loading)
+    repacked = _repacked(variant)
+    return Memory(
+        process=PROCESS + 2 * tokenizer,
+        weights=repacked,
+        mapped=max((size for name, size in variant.files.items() if name.startswith("model-")), default=0),
+        idle=repacked,
+        tower=tower,
+        kv=kv,
+        images=images,
+        working=prefill + encoding,  # buffers of a context stay while the next image is encoded
+        loading=tower_loading,
+    )
 
 
 def _onnx(entries: list[TensorEntry]) -> tuple[int, int]:

@@ -34,17 +34,14 @@ class GpuShare:
 
 
 def judge(memory: Memory, available: int) -> Verdict:
-    """Mapped pages may be dropped, so a model whose other memory fits runs, if slowly."""
+    """Pages of files that are not read again do not count: the system drops them where it needs room."""
     room = int(SYSTEM_SHARE * available)
-    if memory.peak <= room:
-        return Verdict(True, f"{memory.peak / 1e9:.1f} of {room / 1e9:.1f} GB at most")
-    pinned = memory.peak - memory.mapped
-    if memory.mapped and pinned <= room:
-        short = (memory.peak - room) / 1e9
-        return Verdict(False, f"{short:.1f} GB of the mapped file would be read again and again")
-    if memory.opened + memory.kv + memory.images + memory.working <= room:
-        return Verdict(False, f"opening takes {memory.load_peak / 1e9:.1f} GB for a moment, {room / 1e9:.1f} are free")
-    return Verdict(False, f"{(memory.peak - room) / 1e9:.1f} GB too much")
+    told = f"needs {memory.needed / 1e9:.1f} of {room / 1e9:.1f} GB"
+    if memory.needed <= room:
+        return Verdict(True, told)
+    if memory.mapped and memory.needed - (memory.mapped - memory.idle) <= room:
+        return Verdict(False, f"{told}: each token would read {(memory.needed - room) / 1e9:.1f} GB from disk")
+    return Verdict(False, told)
 
 
 def gpu_share(variant: Variant, work: Workload, vram: int) -> GpuShare | None:

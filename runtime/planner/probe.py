@@ -1,0 +1,125 @@
+"""Measuring a small model: the seconds of its stages, and the rates that follow from them.
+
+Each matrix stage is timed at two sizes, or behind two lengths of cache, so that what grows with the square is told from
+what does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from time import perf_counter
+
+import numpy as np
+
+from phisight.bench.clock import seconds_of
+from phisight.bench.contender import Contender, Opened
+from phisight.bench.work import (
+    attention_operations,
+    encode_operations,
+    prefill_operations,
+    tower_attention_operations,
+)
+from phisight.child_process import ChildProcess
+from phisight.naflex import PATCH_VALUES, Patches, preprocess
+from phisight.planner.rates import DecoderRates, TowerRates
+from phisight.planner.times import CHUNK
+
+__all__ = ["attention_share", "measure_prepare", "measure_probe"]
+
+PATCHES = 256, 1024
+CHUNKS = 3
+STEPS = 8
+TRIES = 2
+SPENT = 0.8
+"""Seconds after which nothing is tried again."""
+
+
+def measure_probe(contender: Contender, step_bytes: int) -> tuple[DecoderRates, TowerRates | None]:
+    """Rates of a contender's decoder, of whose weights a step reads `step_bytes`, and of its tower if it has one.
+
+    In a process of its own. Raises what opening it raises, EngineError.
+    """
+    with ChildProcess(contender.name, _serve, contender, step_bytes) as process:
+        decoder, tower = process.receive()
+        return decoder, tower
+
+
+def measure_prepare() -> float:
+    """Seconds a patch from pixels to patches."""
+    picture = np.random.default_rng(0).integers(0, 256, (768, 1024, 3)).astype(np.uint8)
+    return min(seconds_of(lambda: preprocess(picture, 1024)) for _ in range(TRIES)) / 1024
+
+
+def attention_share(small: float, large: float, linear: float, square: tuple[float, float]) -> tuple[float, float]:
+    """(seconds that grow evenly in the smaller time, seconds for each of `square`'s units).
+
+    The larger time has `linear` times the even work, and `square` units the two have. Where noise has turned them
+    round, all is even.
+    """
+    unit = (large - linear * small) / (square[1] - linear * square[0])
+    unit = max(0.0, min(unit, 0.9 * small / square[0] if square[0] else unit))
+    return small - unit * square[0], unit
+
+
+def _serve(pipe: Connection, contender: Contender, step_bytes: int) -> None:
+    opened = contender.open()
+    pipe.send((_decoder(opened, step_bytes), None if opened.encoder is None else _tower(opened)))
+
+
+def _decoder(opened: Opened, step_bytes: int) -> DecoderRates:
+    d, decoder = opened.config.decoder, opened.decoder
+    ids = np.random.default_rng(0).integers(0, d.vocab_size, CHUNKS * CHUNK + 2 * STEPS, np.int32)
+    decoder.reserve(len(ids))
+    decoder.append([ids[:CHUNK]])  # the first run of a size sets memory aside
+    first, last = float("inf"), float("inf")
+    started = perf_counter()
+    while first == float("inf") or perf_counter() - started < SPENT:
+        decoder.truncate(0)
+        chunks = [ids[at : at + CHUNK] for at in range(0, CHUNKS * CHUNK, CHUNK)]
+        seconds = [seconds_of(partial(decoder.append, [chunk])) for chunk in chunks]
+        first, last = min(first, seconds[0]), min(last, seconds[-1])
+    square = attention_operations(d, CHUNK, 0), attention_operations(d, CHUNK, (CHUNKS - 1) * CHUNK)
+    even, attention = attention_share(first, last, 1.0, square)
+    far = _step(opened, ids)
+    decoder.truncate(STEPS)
+    near = _step(opened, ids)
+    cached = d.kv_bytes_per_token(1) * (CHUNKS * CHUNK - STEPS)
+    return DecoderRates(
+        matrices=even / prefill_operations(d, CHUNK),
+        attention=attention,
+        weights=near / step_bytes,
+        cache=max(0.0, far - near) / cached,
+    )
+
+
+def _step(opened: Opened, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> float:
+    """Seconds of a step behind what is cached."""
+    opened.decoder.append([ids[:1]])
+    return min(seconds_of(partial(opened.decoder.append, [ids[i : i + 1]])) for i in range(STEPS))
+
+
+def _best(work: Callable[[], object]) -> float:
+    """The least seconds of a few tries."""
+    started, best = perf_counter(), float("inf")
+    while best == float("inf") or perf_counter() - started < SPENT:
+        best = min(best, seconds_of(work))
+    return best
+
+
+def _tower(opened: Opened) -> TowerRates:
+    encoder, config = opened.encoder, opened.config
+    assert encoder is not None and config.images is not None
+    seconds, counts = [], []
+    for patches in PATCHES:
+        side = max(2, int(min(patches, config.images.max_patches * patches / PATCHES[-1]) ** 0.5))
+        values = np.random.default_rng(0).uniform(-1, 1, (side * side, PATCH_VALUES)).astype(np.float32)
+        image = Patches(values, (side, side), (16 * side, 16 * side))
+        encoder.encode(image)
+        seconds.append(_best(partial(encoder.encode, image)))
+        counts.append(side * side)
+    small, large = (encode_operations(config, count) for count in counts)
+    squares = tower_attention_operations(config, counts[0]), tower_attention_operations(config, counts[1])
+    even, attention = attention_share(seconds[0], seconds[1], large / small, squares)
+    return TowerRates(even / small, attention)
