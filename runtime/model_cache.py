@@ -1,7 +1,7 @@
 """What a model keeps on disk between processes: image features, and the KV cache of a prompt's beginning.
 
-An entry's key holds where the model lies, how it was opened, and the pixels or the ids and pictures themselves; its stamp
-the model's files and the versions of the packages. So what was made of older files is found and told of.
+An entry's key holds where the model lies, how it was opened, and the pixels or the ids and pictures themselves; its
+stamp the model's files and the versions of the packages. So what was made of older files is found and told of.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEAST_POSITIONS = 16
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """Whose entries they are: `place` is the model and how it is opened, `stamp` its files and the engines' versions."""
+    """Whose entries they are: `place` is the model and how it is opened, `stamp` its files and engines."""
 
     place: str
     stamp: str
