@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal
 
 from phisight.answer import Chunk
+from phisight.cli.budget import add_patch_options, check_budget, settle
 from phisight.cli.cache import add_cache_options, use_cache
 from phisight.cli.console import Console, ProgressBar
 from phisight.constraint import Constraint
@@ -85,7 +86,7 @@ def add_length_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="force a thought or a direct answer (default: the model's own choice)",
     )
-    parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
+    add_patch_options(parser)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of thought and answer together")
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="most tokens of thought")
 
@@ -101,6 +102,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=[0, 4],
         help="ONNX: override the export; 0 computes quantised layers in floats",
     )
+    add_kv_option(parser)
     parser.add_argument(
         "--image-attention",
         choices=["causal", "bidirectional"],
@@ -122,18 +124,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     gguf.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="decoder layers on a GPU (default: 0)")
     gguf.add_argument(
-        "--kv",
-        type=lambda name: {"int8": "q8_0"}.get(name, name),
-        choices=["f16", "q8_0"],
-        default="f16",
-        help="type of the KV cache: f16 (default), or q8_0, also called int8, about half of it",
-    )
-    gguf.add_argument(
         "--repack",
         action=argparse.BooleanOptionalAction,
         help="keep a second, repacked copy of the weights (default: where it is faster)",
     )
     gguf.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+
+
+def add_kv_option(parser: argparse.ArgumentParser) -> None:
+    """The KV cache's type; int8 and q8_0 are two names of one."""
+    parser.add_argument(
+        "--kv",
+        type=lambda name: {"q8_0": "int8"}.get(name, name),
+        choices=["f32", "f16", "int8"],
+        help="type of the KV cache: int8, also called q8_0, for GGUF and for ONNX exported with --kv int8; "
+        "f16 (GGUF's default), f32 (ONNX's, unless exported with --float f16)",
+    )
 
 
 def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model:
@@ -153,6 +159,7 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         verbose=args.verbose,
     )
     model.prompt_lookup = args.prompt_lookup is True
+    settle(args, model, directory or args.model)  # before pictures are kept on disk: it encodes some of its own
     use_cache(args, model, directory or args.model)
     return model
 
@@ -183,6 +190,7 @@ def check_request(args: argparse.Namespace, images: Sequence[str] = ()) -> None:
     """
     if (constraint := GenerateOptions(**_changes(args)).constraint) is not None:
         check_constraint(constraint)
+    check_budget(args)
     for name in images:
         if not Path(name).exists():
             raise ImageError(f"{name} does not exist: check the path of the image")

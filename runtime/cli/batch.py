@@ -18,6 +18,7 @@ from phisight.cli.asking import (
     load_model,
     options_from,
 )
+from phisight.cli.budget import check_budget
 from phisight.cli.cases import Case, read_cases
 from phisight.cli.console import Console
 from phisight.constraint_llguidance import check_constraint
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     started = perf_counter()
+    if check_budget(args) is not None:
+        raise InputError(
+            "--max-patches auto goes by the speed of the moment, and a batch that goes on later would change: name a "
+            "number (phisight plan tells what a time allows)"
+        )
     cases = read_cases(args.cases, _settings(args))
     answers = AnswerRows(args.out)
     kept = _kept(answers, args, cases)

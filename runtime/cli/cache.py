@@ -16,7 +16,7 @@ from phisight.manifest import FILE_NAME
 from phisight.model import Model
 from phisight.model_cache import CacheIdentity, model_identity
 
-__all__ = ["EXAMPLES", "add_arguments", "add_cache_options", "run", "use_cache"]
+__all__ = ["EXAMPLES", "add_arguments", "add_cache_options", "chosen_cache", "identity_of", "run", "use_cache"]
 
 VARIABLE = "PHISIGHT_CACHE"
 
@@ -66,16 +66,24 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
 
 def use_cache(args: argparse.Namespace, model: Model, path: str | Path) -> None:
     """Give the model the cache of the command line. Raises InputError for a file in the place of the folder."""
+    disk = chosen_cache(args)
+    if disk is not None:
+        model.use_cache(disk, identity_of(args, model, path), pictures=args.cache is not None)
+
+
+def chosen_cache(args: argparse.Namespace) -> DiskCache | None:
+    """The cache of the command line; None for --no-cache. Raises InputError for a file in its place."""
     if args.no_cache:
-        return
+        return None
     if args.cache is not None and args.cache.exists() and not args.cache.is_dir():
         raise InputError(f"--cache {args.cache} is a file: give a folder, which is made if it is not there")
     own = DiskCache(_own_directory(), limit=OWN_LIMIT, least_seconds=OWN_SECONDS)
-    disk = own if args.cache is None else DiskCache(args.cache)
-    model.use_cache(disk, _identity(args, model, model_directory(path)), pictures=args.cache is not None)
+    return own if args.cache is None else DiskCache(args.cache)
 
 
-def _identity(args: argparse.Namespace, model: Model, path: Path) -> CacheIdentity:
+def identity_of(args: argparse.Namespace, model: Model, name: str | Path) -> CacheIdentity:
+    """What a model's entries belong to, opened with these options."""
+    path = model_directory(name)
     names = ("device", "accuracy_level", "vision_engine", "gpu_layers", "kv", "repack")
     settings: dict[str, object] = {name: getattr(args, name) for name in names}
     settings["image_attention"] = model.image_attention

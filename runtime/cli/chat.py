@@ -21,6 +21,7 @@ from phisight.cli.asking import (
     options_from,
     show,
 )
+from phisight.cli.budget import note_budget
 from phisight.cli.console import Console
 from phisight.cli.interrupt import interrupt_as_event
 from phisight.conversation import Conversation
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     check_request(args)
     model = load_model(args)
+    note_budget(args, console)
     chat = Chat(args, model, console)
     for note in model.notes:
         console.note(f"phisight: note: {note}")

@@ -17,6 +17,7 @@ from phisight.cli.asking import (
     options_from,
     system_messages,
 )
+from phisight.cli.budget import note_budget
 from phisight.cli.console import Console
 from phisight.cli.scores import score_header, score_notes, score_row
 from phisight.cli.temporary_export import opened_model
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     reports: dict[str, TaskReport] = {}
     interrupted = False
     with opened_model(args, console) as model:
+        note_budget(args, console)
         settings = _settings(args, model, drawn=seeds is not None)
         _check(model, suite, settings, console)
         if failures is not None:

@@ -17,6 +17,7 @@ from phisight.cli.asking import (
     load_model,
     options_from,
 )
+from phisight.cli.budget import note_budget, told_budget
 from phisight.cli.console import Console
 from phisight.cli.png import check_png, write_png
 from phisight.grounding import Grounding
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_request(args, [args.image])
     image = open_image(args.image)
     model = load_model(args)
+    note_budget(args, console)
     with StageBars(console) as bars:
         found = model.ground(
             image,
@@ -92,4 +94,5 @@ def _as_json(args: argparse.Namespace, found: Grounding, notes: tuple[str, ...])
         "finish_reason": found.answer.finish_reason,
         "stats": found.answer.stats.as_json(),
         "notes": [*notes, *found.notes],
+        **told_budget(args),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Target:
     """What is planned: a configuration, its variants with their options, positions of text and where that is from."""
 
-    name: str
     config: ModelConfig
-    variants: Sequence[tuple[Variant, ExportOptions | GgufOptions]]
+    variants: Callable[[], Sequence[tuple[Variant, ExportOptions | GgufOptions]]]
     text: int
     text_source: str
     directory: Path | None = None
@@ -116,10 +116,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.check and target.directory is None:
         raise InputError(f"--check opens a model, but {args.model} is not exported: name a model directory, or demo")
     work = _workload(args, target)
+    variants = target.variants()
     machine = _machine(memory, threads, measured=rates is None)
     if rates is None:
-        rates = measure_rates(target.config, [options for _, options in target.variants], threads, console)
-    rows = [_row(variant, work, rates, machine, vram, ttft) for variant, _ in target.variants]
+        rates = measure_rates(target.config, [options for _, options in variants], threads, console)
+    rows = [_row(variant, work, rates, machine, vram, ttft) for variant, _ in variants]
     document: dict[str, Any] = {
         "model": str(args.model),
         "machine": _machine_document(machine, threads),
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "variants": rows,
     }
     if args.check and target.directory is not None:
-        document["check"] = _check(target, target.directory, work, rates, threads, console)
+        document["check"] = _check(variants[0][0], target.directory, work, rates, threads, console)
     if args.json:
         console.document(document)
         return 0
@@ -150,18 +151,18 @@ def _target(args: argparse.Namespace) -> Target:
         from phisight.export.variants import all_variants, model_variant, real_model
     if args.model == REAL:
         config = real_model()
-        variants = all_variants(imagined_checkpoint(config), "CHECKPOINT")
-        return Target(REAL, config, variants, TEXT_POSITIONS, "assumed")
+        variants = partial(all_variants, imagined_checkpoint(config), "CHECKPOINT")
+        return Target(config, variants, TEXT_POSITIONS, "assumed")
     directory = model_directory(args.model)
     if directory.is_file():
         raise InputError(f"{directory} is a file: plan the checkpoint that it was made of, or a model directory")
     if is_checkpoint(directory):
         checkpoint = Checkpoint.open(checkpoint_directory(args.model))
         text = _text_positions(checkpoint.directory)
-        return Target(args.model, checkpoint.config, all_variants(checkpoint, args.model), text, "counted")
+        return Target(checkpoint.config, partial(all_variants, checkpoint, args.model), text, "counted")
     manifest = Manifest.read(directory)
     variant = model_variant(manifest, args.model)
-    return Target(args.model, manifest.model, [variant], _text_positions(directory), "counted", directory)
+    return Target(manifest.model, lambda: [variant], _text_positions(directory), "counted", directory)
 
 
 def _text_positions(directory: Path) -> int:
@@ -263,8 +264,8 @@ def _times(variant: Variant, work: Workload, rates: Rates, ttft: float | None) -
 
 
 def _check(
-    target: Target, directory: Path, work: Workload, rates: Rates, threads: int, console: Console
+    variant: Variant, directory: Path, work: Workload, rates: Rates, threads: int, console: Console
 ) -> list[dict[str, Any]]:
     with console.progress("opening and asking", 2, " steps", scale=False) as bar:
         measured = measure_model(directory, threads, work.images, work.patches, lambda what: bar.add(1))
-    return check_rows(target.variants[0][0], rates, work, measured)
+    return check_rows(variant, rates, work, measured)

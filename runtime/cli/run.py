@@ -18,6 +18,7 @@ from phisight.cli.asking import (
     show,
     system_messages,
 )
+from phisight.cli.budget import note_budget, told_budget
 from phisight.cli.console import Console
 from phisight.errors import InputError
 from phisight.prompt import user_message
@@ -30,6 +31,7 @@ examples:
   phisight run demo "What does the text say?" --image picture.png
   phisight run phi4-int4 "What changed?" --image before.jpg --image after.jpg --mode think --stats
   phisight run phi4-int4 "Summarise." --image page.png --max-patches 1024 --json
+  phisight run phi4-int4 "Summarise." --image page.png --max-patches auto --ttft 20s
   phisight run phi4-int4 "What was bought?" --image receipt.jpg --schema receipt.schema.json > receipt.json
   phisight run phi4-int4 - < question.txt"""
 
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_request(args, args.image)
     model = load_model(args)
     options = options_from(args, model)
+    note_budget(args, console)
     prompt = model.prompt(messages, len(args.image), mode=args.mode, system_block=system_block)
     for note in (*model.notes, *prompt.notes) if args.stats else prompt.notes:
         console.note(f"phisight: note: {note}")
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "finish_reason": answer.finish_reason,
             "stats": answer.stats.as_json(),
             "notes": [*model.notes, *answer.notes],
+            **told_budget(args),
         }
         console.document(document)
     else:
