@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from phisight.errors import InputError
+from phisight.export.calibration.sources import read_calibration
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.directory import check_name, check_place, continued_directory
 from phisight.export.gguf_directory import GgufNames, modelfile
 from phisight.export.gguf_plan import GgufOptions, GgufPlan, make_gguf_plan
 from phisight.export.gguf_writer import check_types, write_mmproj, write_text
+from phisight.export.int8_kv import KV_TOKENS, write_int8_kv
 from phisight.export.names import EMBEDDINGS
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_vision import build_vision
@@ -89,9 +91,12 @@ def export_onnx(
     quantized: QuantizedWeights | None = None,
     calibration: Mapping[str, Any] | None = None,
     progress: Progress = lambda weights: None,
+    kv_progress: Progress = lambda positions: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write the model directory `out`. `progress` counts weights, `tell` gets a line if an earlier run is continued.
+
+    For an INT8 KV cache the decoder then reads KV_TOKENS positions of built-in data, which `kv_progress` counts.
 
     Interrupted at any moment, it leaves what is written beside `out`, and the same call goes on from there.
 
@@ -105,6 +110,9 @@ def export_onnx(
     with continued_directory(out, identity, plan.total_bytes(), tell) as (work, journal):
         output = OutputDirectory(work, journal)
         _write_files(checkpoint, plan, output, progress, quantized)
+        if plan.options.kv is not None:
+            data = read_calibration("demo", checkpoint.directory, checkpoint.config, tokens=KV_TOKENS)
+            write_int8_kv(checkpoint, data, output, kv_progress)
         manifest = _manifest("onnx", checkpoint, plan, output, calibration)
         manifest.write(work)
     return manifest

@@ -48,7 +48,8 @@ class ExportOptions:
     MatMulNBits: 0 computes in the float type, 4 with activations rounded to INT8 block by block. `method` is how the
     decoder's and the head's blocks were chosen; all but rtn need a calibration. `asymmetric` gives INT4 blocks zero
     points. `overrides` are schemes of single tensors, by name and label, as a plan file has them. `image_attention`
-    bidirectional makes a decoder that can be run either way, and is unless the user says otherwise.
+    bidirectional makes a decoder that can be run either way, and is unless the user says otherwise. `kv` int8 adds a
+    graph of the decoder with an INT8 KV cache: the directory can then be opened with either type.
     """
 
     decoder: DecoderType = "int4"
@@ -61,6 +62,7 @@ class ExportOptions:
     asymmetric: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
     image_attention: ImageAttention = "causal"
+    kv: Literal["int8"] | None = None
 
     def __post_init__(self) -> None:
         _one_of("decoder", self.decoder, get_args(DecoderType))
@@ -71,6 +73,12 @@ class ExportOptions:
         _one_of("method", self.method, get_args(Method))
         _one_of("accuracy_level", self.accuracy_level, (0, 4))
         check_image_attention(self.image_attention)
+        _one_of("kv", self.kv, (None, "int8"))
+        if self.kv is not None and (self.float_type, self.image_attention) != ("f32", "causal"):
+            raise InputError(
+                "kv is int8, which goes with --float f32 and causal image attention, but these are "
+                f"{self.float_type} and {self.image_attention}: leave one of them out"
+            )
         if self.asymmetric and "int4" not in (self.decoder, self.head):
             raise InputError(
                 f"asymmetric blocks are of INT4, but the decoder is {self.decoder}: take --decoder int4, or leave "
@@ -116,6 +124,7 @@ class ExportOptions:
             "accuracy_level": self.accuracy_level,
             **{name: value for name, value in rare.items() if value},
             **written_attention(self.image_attention),
+            **({} if self.kv is None else {"kv": self.kv}),
         }
 
 

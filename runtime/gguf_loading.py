@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GgufFiles", "LlamaCppSettings", "VisionEngine", "load_gguf"]
 
 VisionEngine = Literal["auto", "onnx", "mtmd"]
-KvType = Literal["f16", "q8_0"]
+KvType = Literal["f32", "f16", "q8_0"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def load_gguf(
         f"decoder: llama.cpp, {settings.gpu_layers} layers on a GPU, weights {'' if repack else 'not '}repacked, "
         f"KV cache {settings.kv_type}",
         f"vision: {engine}",
-        *attention_notes(attention, files.manifest, whole_scores=settings.kv_type == "f16"),
+        *attention_notes(attention, files.manifest, whole_scores=settings.kv_type != "q8_0"),
     ]
     prompts = PromptBuilder(files.tokenizer, files.template)
     return Model(

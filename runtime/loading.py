@@ -6,6 +6,7 @@ FILE.gguf (and an mmproj)     -> llama.cpp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,14 @@ from phisight.chat_template import read_chat_template
 from phisight.chunks import ImageAttention
 from phisight.errors import InputError
 from phisight.gguf_loading import GgufFiles, LlamaCppSettings, VisionEngine, load_gguf
-from phisight.loading_checks import attention_notes, check_vocabulary, checked_attention, checked_context
-from phisight.manifest import FILE_NAME, Manifest
+from phisight.loading_checks import (
+    attention_notes,
+    check_vocabulary,
+    checked_attention,
+    checked_context,
+    decoder_graph,
+)
+from phisight.manifest import FILE_NAME, INT8_KV_GRAPH, Manifest
 from phisight.model import Model
 from phisight.prompt import PromptBuilder
 from phisight.threads import choose_threads
@@ -53,7 +60,7 @@ def load(
     image_attention: ImageAttention | None = None,
     vision_engine: VisionEngine = "auto",
     gpu_layers: int = 0,
-    kv_type: Literal["f16", "q8_0"] = "f16",
+    kv_type: Literal["f32", "f16", "q8_0", "int8"] | None = None,
     repack: bool | None = None,
     verbose: bool = False,
 ) -> Model:
@@ -63,15 +70,18 @@ def load(
     `image_attention` "bidirectional" lets the tokens of an image see each other, which an ONNX model must be exported
     for; "causal" is the reference's way, which every model can go; None is what the export says.
 
+    `kv_type` is that of the KV cache: None is float16 for GGUF, and the type in which an ONNX model's graph computes.
+    "int8" and "q8_0" mean the same, which an ONNX model must be exported for.
+
     For ONNX: `device` "auto", "cpu" or "cuda"; `accuracy_level` overrides that of the export.
     For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
-    llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `kv_type` of the cache; `repack` None chooses whether
-    llama.cpp keeps a second, faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.
+    llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `repack` None chooses whether llama.cpp keeps a second,
+    faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.
 
     Raises ModelDirError, InputError, or EngineError if an engine is missing or the device cannot be used.
     """
     directory = model_directory(path)
-    gguf = LlamaCppSettings(gpu_layers, kv_type, repack, verbose)
+    gguf = LlamaCppSettings(gpu_layers, "q8_0" if kv_type == "int8" else kv_type or "f16", repack, verbose)
     if directory.is_file():
         return load_gguf(GgufFiles.of_files(directory, mmproj), threads, context, vision_engine, gguf, image_attention)
     if mmproj is not None:
@@ -82,19 +92,16 @@ def load(
             raise InputError(f"{directory} is a GGUF model: accuracy_level is for ONNX models")
         files = GgufFiles.of_directory(directory, manifest)
         return load_gguf(files, threads, context, vision_engine, gguf, image_attention)
-    if kv_type != "f16":
-        raise InputError(
-            f"{directory} is an ONNX model, whose graph says its KV type; others are for GGUF: kv_type {kv_type} needs "
-            "scales measured at export, which no export writes yet; leave it out, export with --float f16, or use GGUF"
-        )
-    if gguf != LlamaCppSettings() or vision_engine != "auto":
-        raise InputError(f"{directory} is an ONNX model: gpu_layers, kv_type, repack and vision_engine are for GGUF")
-    return _load_onnx(directory, manifest, device, threads, context, accuracy_level, image_attention)
+    if replace(gguf, kv_type="f16") != LlamaCppSettings() or vision_engine != "auto":
+        raise InputError(f"{directory} is an ONNX model: gpu_layers, repack and vision_engine are for GGUF")
+    graph = decoder_graph(directory, manifest, kv_type)
+    return _load_onnx(directory, manifest, graph, device, threads, context, accuracy_level, image_attention)
 
 
 def _load_onnx(
     directory: Path,
     manifest: Manifest,
+    graph: str,
     device: str,
     threads: int | Literal["auto"],
     context: int | None,
@@ -118,7 +125,9 @@ def _load_onnx(
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     check_vocabulary(tokenizer, config, directory)
     encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
-    decoder = OrtDecoder(directory, settings, config.decoder)
+    decoder = OrtDecoder(directory, settings, config.decoder, graph)
+    if graph == INT8_KV_GRAPH:
+        notes.append(f"KV cache int8: {decoder.kv_bytes_per_token / 1024:g} KiB a token")
     if attention == "bidirectional" and not decoder.bidirectional:
         raise InputError(
             f"{directory} was exported with causal image attention only: export it with --image-attention "

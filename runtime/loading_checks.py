@@ -7,10 +7,10 @@ from pathlib import Path
 from phisight.chunks import ImageAttention, check_image_attention, chunk_bytes
 from phisight.config import ModelConfig
 from phisight.errors import InputError, ModelDirError, PromptError
-from phisight.manifest import Manifest
+from phisight.manifest import INT8_KV_GRAPH, Manifest
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["attention_notes", "check_vocabulary", "checked_attention", "checked_context"]
+__all__ = ["attention_notes", "check_vocabulary", "checked_attention", "checked_context", "decoder_graph"]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -29,6 +29,24 @@ def checked_context(context: int | None, most: int) -> int:
     if not 1 < context <= most:
         raise PromptError(f"context is {context} positions, wanted 2 to the model's {most}")
     return context
+
+
+def decoder_graph(directory: Path, manifest: Manifest, kv_type: str | None) -> str:
+    """The graph of an ONNX directory that has a KV cache of this type, None its own. Raises InputError."""
+    own = str(manifest.options.get("float", "f32"))
+    if kv_type in (None, own):
+        return "decoder.onnx"
+    if kv_type not in ("q8_0", "int8"):
+        raise InputError(
+            f"kv_type is {kv_type}, but {directory} computes in {own} and its KV cache is of that type: leave it out, "
+            "or give int8 for a model exported with --kv int8"
+        )
+    if INT8_KV_GRAPH not in manifest.files:
+        raise InputError(
+            f"kv_type is {kv_type}, which needs scales measured at export, but {directory} has no {INT8_KV_GRAPH}: "
+            "export it again with --kv int8, or leave it out"
+        )
+    return INT8_KV_GRAPH
 
 
 def checked_attention(asked: ImageAttention | None, manifest: Manifest) -> ImageAttention:

@@ -23,10 +23,21 @@ from phisight.chunks import ImageAttention
 from phisight.config import DecoderConfig, GenerationDefaults, ImageBudget, ModelConfig, VisionConfig
 from phisight.errors import ModelDirError
 
-__all__ = ["FILE_NAME", "SCHEMA", "FileEntry", "Manifest", "TensorEntry", "bits_per_weight", "hash_file"]
+__all__ = [
+    "FILE_NAME",
+    "INT8_KV_GRAPH",
+    "SCHEMA",
+    "FileEntry",
+    "Manifest",
+    "TensorEntry",
+    "bits_per_weight",
+    "hash_file",
+]
 
 FILE_NAME = "phisight.json"
 SCHEMA = 1
+INT8_KV_GRAPH = "decoder.kv-int8.onnx"
+"""The decoder's graph once more, with an INT8 KV cache and its scales; weights are those of decoder.onnx."""
 
 
 @dataclass(frozen=True)

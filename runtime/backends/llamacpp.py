@@ -24,7 +24,7 @@ from phisight.gguf_file import GgufFile
 
 __all__ = ["LlamaCppDecoder"]
 
-KV_BYTES: dict[KvType, tuple[int, int]] = {"f16": (2, 1), "q8_0": (34, 32)}
+KV_BYTES: dict[KvType, tuple[int, int]] = {"f32": (4, 1), "f16": (2, 1), "q8_0": (34, 32)}
 """Bytes for so many values of the KV cache."""
 
 STATE = struct.Struct("<8s32sQ")

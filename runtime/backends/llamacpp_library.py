@@ -23,7 +23,7 @@ from phisight.errors import EngineError
 
 __all__ = ["OUTPUTS", "Flash", "KvType", "LlamaContext", "LlamaModel", "import_llama_cpp", "last_error", "log_callback"]
 
-KvType = Literal["f16", "q8_0"]
+KvType = Literal["f32", "f16", "q8_0"]
 Flash = Literal["auto", "on", "off"]
 """Whether attention is computed by blocks; auto leaves it to llama.cpp."""
 
@@ -35,9 +35,9 @@ OUTPUTS = 64
 """Most positions of one batch that get logits, unless more are asked for: memory for as many rows of the vocabulary
 is set aside."""
 
-GGML_TYPES: dict[KvType, int] = {"f16": 1, "q8_0": 8}
+GGML_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8}
 FLASH_TYPES: dict[Flash, int] = {"auto": -1, "off": 0, "on": 1}
-FLASH_ATTENTION: dict[KvType, Flash] = {"f16": "off", "q8_0": "on"}
+FLASH_ATTENTION: dict[KvType, Flash] = {"f32": "off", "f16": "off", "q8_0": "on"}
 """Nothing else reads a quantised V cache. On a CPU it sums in half precision: three times the error in the logits."""
 LOG_ERROR, LOG_CONTINUED = 4, 5
 SEQUENCE = 0

@@ -27,6 +27,13 @@ __all__ = ["OrtDecoder", "OrtVisionEncoder"]
 BIDIRECTIONAL = "bidirectional"
 """The input of a decoder graph exported for it that lets all positions of a chunk see each other."""
 
+KV_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
+"""Types of the KV cache, by ONNX Runtime's names."""
+
 
 class OrtVisionEncoder:
     """`vision.onnx`: patches of any grid -> image tokens."""
@@ -54,15 +61,20 @@ class OrtVisionEncoder:
 class OrtDecoder:
     """`decoder.onnx` and its embeddings."""
 
-    def __init__(self, directory: Path, settings: SessionSettings, config: DecoderConfig) -> None:
-        """Raises EngineError if the engine is missing or cannot open the file."""
+    def __init__(
+        self, directory: Path, settings: SessionSettings, config: DecoderConfig, graph: str = "decoder.onnx"
+    ) -> None:
+        """`graph` is one of the directory's, each with a KV cache of another type.
+
+        Raises EngineError if the engine is missing or cannot open the file.
+        """
         self._ort = import_onnxruntime()
         self._config = config
         self._device = settings.device
-        self._session = open_session(directory / "decoder.onnx", settings)
+        self._session = open_session(directory / graph, settings)
         self._embeddings = Embeddings(directory, config.hidden_size)
         names = {value.name: value.type for value in self._session.get_inputs()}
-        self._kv_dtype = np.float16 if names["past.0.key"] == "tensor(float16)" else np.float32
+        self._kv_dtype = KV_DTYPES[names["past.0.key"]]
         self._bidirectional = BIDIRECTIONAL in names
         self._chunk_options = shrinking_run(settings.device)
         self._length = 0

@@ -62,6 +62,7 @@ examples:
   phisight export path/to/checkpoint phi4-mixed --size 4.8bpw --method gptq
   phisight export path/to/checkpoint phi4-mixed --format gguf --budget "kld<0.01" --dry-run
   phisight export path/to/checkpoint phi4-mixed --plan phi4-mixed.plan.json
+  phisight export path/to/checkpoint phi4-int4 --decoder int4 --kv int8
   phisight export path/to/checkpoint phi4-cuda --decoder int4 --vision f16 --float f16
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder q4_k_m
   phisight export path/to/checkpoint phi4-gguf --format gguf --decoder iq4_xs --imatrix phi4.imatrix.gguf
@@ -70,7 +71,7 @@ examples:
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 """A name of the hub: owner/name."""
-ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level", "asymmetric")
+ONNX_ONLY = ("block_size", "head", "float_type", "accuracy_level", "asymmetric", "kv")
 GGUF_ONLY = ("onnx_vision", "imatrix")
 
 
@@ -122,6 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="GGUF: an importance matrix, of phisight imatrix or llama.cpp",
+    )
+    parser.add_argument(
+        "--kv",
+        choices=["int8"],
+        help="ONNX: also write a graph with an INT8 KV cache, a quarter of the memory; its ranges are measured on "
+        "built-in data, for which the exported model is opened once",
     )
     parser.add_argument(
         "--image-attention",
@@ -193,7 +200,11 @@ def _export(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) 
         partial(export_gguf, checkpoint, plan) if isinstance(plan, GgufPlan) else partial(export_onnx, checkpoint, plan)
     )
     began = time.perf_counter()
-    with console.progress("weights", plan.total_weights(), "w") as bar, _kept(args.out, console):
+    with (
+        console.progress("weights", plan.total_weights(), "w") as bar,
+        _measured(args, console) as more,
+        _kept(args.out, console),
+    ):
         manifest = export(
             args.out,
             force=args.force,
@@ -201,6 +212,7 @@ def _export(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) 
             calibration=calibration,
             progress=bar.add,
             tell=lambda line: console.note(f"phisight: note: {line}"),
+            **more,
         )
     seconds = time.perf_counter() - began
     _clear_work(args)
@@ -212,6 +224,18 @@ def _export(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) 
         files = sorted(manifest.files)
         console.document(result | {"dry_run": False, "bytes": size, "seconds": seconds, "files": files})
     return 0
+
+
+@contextmanager
+def _measured(args: argparse.Namespace, console: Console) -> Iterator[dict[str, Any]]:
+    """What an export with --kv needs: progress of reading the data on which its ranges are measured."""
+    if args.kv is None:
+        yield {}
+        return
+    from phisight.export.int8_kv import KV_TOKENS
+
+    with console.progress("KV ranges", KV_TOKENS, "tok") as bar:
+        yield {"kv_progress": bar.add}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from phisight.devices import engine_devices
 from phisight.errors import InputError
 from phisight.gguf_file import GgufFile, MetadataValue
 from phisight.loading import checkpoint_directory, is_checkpoint, model_directory
-from phisight.manifest import Manifest, bits_per_weight
+from phisight.manifest import INT8_KV_GRAPH, Manifest, bits_per_weight
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -96,12 +96,13 @@ def _model(name: str, directory: Path, console: Console) -> int:
 
 
 def _kv_bytes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of one position in the KV cache by type: all that llama.cpp offers, or the graph's own."""
+    """Bytes of one position in the KV cache by type: all that llama.cpp offers, or those of the graphs."""
     decoder = manifest.model.decoder
     if manifest.format == "gguf":
         return {name: decoder.kv_bytes_per_token(of) // values for name, (of, values) in KV_BYTES.items()}
     half = manifest.options.get("float") == "f16"
-    return {"f16" if half else "f32": decoder.kv_bytes_per_token(2 if half else 4)}
+    found = {"f16" if half else "f32": decoder.kv_bytes_per_token(2 if half else 4)}
+    return found | ({"int8": decoder.kv_bytes_per_token(1)} if INT8_KV_GRAPH in manifest.files else {})
 
 
 def _checkpoint(directory: Path, console: Console) -> int:
