@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -103,8 +105,35 @@ def test_work_grows_with_the_stage() -> None:
         (["demo", "--stages", "encode_9"], "encode_9"),
         (["demo", "--runs", "0"], "--runs is 0"),
         (["demo", "--threads", "some"], "--threads is 'some'"),
+        (["demo", "--n", "5"], "--n goes with --budget-curve"),
+        (["demo", "--budget-curve", "--patches", "1,2,x"], "--patches is '1,2,x'"),
+        (["demo", "--budget-curve", "--patches", "9999"], "--patches is 9999"),
+        (["demo", "--budget-curve", "--n", "0"], "--n is 0"),
+        (["demo", "--budget-curve", "--out", "nowhere/a.svg"], "is no directory"),
     ],
 )
 def test_bad_arguments_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_budget_curve_shows_what_tokens_buy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = tmp_path / "curve.svg"
+    options = ["--budget-curve", "--tasks", "chart", "--n", "8", "--patches", "24,144", "--out", str(drawing)]
+    assert main(["bench", "demo", *options, "--json"]) == 0
+    few, many = json.loads(capsys.readouterr().out)["rows"]
+    assert (few["max_patches"], many["max_patches"]) == (24, 144)
+    assert few["image_tokens"] <= 24 < many["image_tokens"]
+    assert few["right"] < many["right"]
+    assert few["n"] == many["n"] == 8 and few["interval"][0] <= few["right"] <= few["interval"][1]
+    text = drawing.read_text(encoding="utf-8")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    assert text.count("<circle") == 2 and ">chart</text>" in text
+
+
+def test_a_budget_curve_of_own_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(model_directory("demo").parent / "pictures/price.png", tmp_path / "a.png")
+    case = {"image": "a.png", "question": "What does the text say?", "expected": "$6.75", "task": "prices"}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
+    assert main(["bench", "demo", "--budget-curve", "--tasks", str(tmp_path), "--patches", "144"]) == 0
+    assert "prices" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from typing import Any
 from phisight.backends.llamacpp_library import Flash
 from phisight.bench import Contender, Samples, Stage, as_report, measure, measure_bounds, stages_named
 from phisight.bench.questions import question_seconds
+from phisight.cli.budget_curve import add_curve_options, run_curve
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.errors import InputError
@@ -30,11 +31,14 @@ temporary directory. A ratio is llama.cpp's time by ours; its settings are tried
 A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
 takes and what all the rest: times of 40 and 26 layers follow from that.
 
+--budget-curve asks questions with known answers at several budgets of patches, and tells how many are right.
+
 stages: encode_256, encode_1024, encode_3600 (patches), prefill and prefill_image (512 positions), decode (a step),
 second_question (about the same image), load
 
 examples:
   phisight bench demo --stages encode_256,prefill,decode
+  phisight bench demo --budget-curve --tasks read,chart --out curve.svg
   phisight bench phi4-int4 --against llama.cpp --json"""
 
 BUSY = 0.5
@@ -57,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
+    add_curve_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
@@ -65,6 +70,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.runs < 1:
         raise InputError(f"--runs is {args.runs}, wanted 1 or more")
     threads = choose_threads(read_threads(args.threads))
+    if args.budget_curve:
+        return run_curve(args, threads.count, console)
+    for name in ("tasks", "n", "patches", "out"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} goes with --budget-curve: name that too, or leave it out")
     directory = model_directory(args.model)
     manifest = Manifest.read(directory)
     if manifest.format != "onnx":

@@ -38,7 +38,7 @@ from phisight.model import Model
 from phisight.prompt import user_message
 from phisight.tasks import TASKS
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
+__all__ = ["DRAWN_MAX_TOKENS", "EXAMPLES", "add_arguments", "drawn_tasks", "own_cases", "run"]
 
 EXAMPLES = f"""--tasks demo draws pictures and questions for all six tasks: {", ".join(TASKS)}.
 Question number S of a task is the same everywhere, and training never uses it. An answer to ground is right if the
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     started = perf_counter()
     seeds = _seeds(args)
-    suite = _folder(args, console) if seeds is None else {task: DrawnCases(task, seeds) for task in _drawn_tasks(args)}
+    suite = own_cases(args, console) if seeds is None else {task: DrawnCases(task, seeds) for task in drawn_tasks(args)}
     check_request(args)
     failures = None if args.save_failures is None else FailureFolder(args.save_failures)
     reports: dict[str, TaskReport] = {}
@@ -168,7 +168,7 @@ def _seeds(args: argparse.Namespace) -> range | None:
     """The seeds of drawn questions; None for a folder. Raises InputError."""
     if args.n is not None and args.n < 1:
         raise InputError(f"--n is {args.n}: give a whole number, 1 or more")
-    if not _drawn_tasks(args):
+    if not drawn_tasks(args):
         if args.first_seed is not None:
             raise InputError("--seed is for drawn questions, and --tasks is a folder: leave it out")
         return None
@@ -178,7 +178,7 @@ def _seeds(args: argparse.Namespace) -> range | None:
     return range(first, first + (DEFAULT_N if args.n is None else args.n))
 
 
-def _drawn_tasks(args: argparse.Namespace) -> tuple[str, ...]:
+def drawn_tasks(args: argparse.Namespace) -> tuple[str, ...]:
     """The tasks that --tasks names; none if it names a folder. Raises InputError if it is neither."""
     if args.tasks == "demo":
         return TASKS
@@ -190,7 +190,7 @@ def _drawn_tasks(args: argparse.Namespace) -> tuple[str, ...]:
     return ()
 
 
-def _folder(args: argparse.Namespace, console: Console) -> dict[str, Sequence[Case]]:
+def own_cases(args: argparse.Namespace, console: Console) -> dict[str, Sequence[Case]]:
     """The user's cases by task, the first --n of each. Raises InputError once all bad lines are told."""
     tasks, problems = read_folder(Path(args.tasks))
     for problem in problems:

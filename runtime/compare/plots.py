@@ -12,7 +12,21 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-__all__ = ["Axis", "Point", "pareto_front", "scatter"]
+__all__ = [
+    "BOTTOM",
+    "HEIGHT",
+    "LEFT",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
+    "Axis",
+    "Point",
+    "Scale",
+    "axes",
+    "pareto_front",
+    "scale_of",
+    "scatter",
+]
 
 WIDTH, HEIGHT = 620, 380
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 52
@@ -45,7 +59,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Values -> pixels from `start` to `stop`."""
 
     low: float
@@ -74,15 +88,15 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis) -> str:
     """One plot, or a line of text if nothing can be shown."""
     if not points:
         return "<p>Nothing to show.</p>"
-    across = _scale([point.x for point in points], LEFT, WIDTH - RIGHT, x.log)
-    up = _scale([point.y for point in points], HEIGHT - BOTTOM, TOP, y.log)
+    across = scale_of([point.x for point in points], LEFT, WIDTH - RIGHT, x.log)
+    up = scale_of([point.y for point in points], HEIGHT - BOTTOM, TOP, y.log)
     front = pareto_front(points, x, y)
     said = "; ".join(f"{point.name}: {point.details}" for point in points)
     return "\n".join(
         [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
             f"<title>{escape(title)}</title><desc>{escape(said)}</desc>",
-            *_axes(across, up, x, y),
+            *axes(across, up, x, y),
             _front(front, across, up),
             *(_ring(across.at(point.x), up.at(point.y)) for point in points if point.ringed),
             *(_mark(point, across.at(point.x), up.at(point.y)) for point in points),
@@ -107,15 +121,15 @@ def pareto_front(points: Sequence[Point], x: Axis, y: Axis) -> list[Point]:
     return sorted(front, key=lambda point: (point.x, point.y))
 
 
-def _scale(values: Sequence[float], start: float, stop: float, log: bool) -> _Scale:
+def scale_of(values: Sequence[float], start: float, stop: float, log: bool) -> Scale:
     """With some room around the values."""
     if log:
         positive = [value for value in values if value > 0] or [1.0]
         low = min(positive) / (10 if len(positive) < len(values) else 2)
-        return _Scale(low, max(positive) * 2, start, stop, log)
+        return Scale(low, max(positive) * 2, start, stop, log)
     low, high = min(values), max(values)
     room = 0.12 * (high - low) or 0.12 * abs(high) or 1.0
-    return _Scale(max(low - room, 0.0) if low >= 0 else low - room, high + room, start, stop, log)
+    return Scale(max(low - room, 0.0) if low >= 0 else low - room, high + room, start, stop, log)
 
 
 def _nice(step: float) -> float:
@@ -124,7 +138,7 @@ def _nice(step: float) -> float:
     return next(factor * decade for factor in (1, 2, 5, 10) if factor * decade >= step * 0.999)
 
 
-def _axes(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
+def axes(across: Scale, up: Scale, x: Axis, y: Axis) -> list[str]:
     parts = [
         f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>'
     ]
@@ -150,7 +164,7 @@ def _axes(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _front(front: Sequence[Point], across: _Scale, up: _Scale) -> str:
+def _front(front: Sequence[Point], across: Scale, up: Scale) -> str:
     places = " ".join(f"{across.at(point.x):.1f},{up.at(point.y):.1f}" for point in front)
     return f'<polyline class="front" points="{places}"/>'
 
@@ -169,7 +183,7 @@ def _ring(x: float, y: float) -> str:
     return f'<ellipse class="ring" cx="{x:.1f}" cy="{y:.1f}" rx="10" ry="10"/>'
 
 
-def _labels(points: Sequence[Point], across: _Scale, up: _Scale) -> list[str]:
+def _labels(points: Sequence[Point], across: Scale, up: Scale) -> list[str]:
     """Names beside their marks, where they cover no other name or mark."""
     marks = [(across.at(point.x), up.at(point.y)) for point in points]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in marks]
