@@ -25,7 +25,7 @@ from phisight.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from phisight.backends.llamacpp import LlamaCppDecoder
 
-__all__ = ["GgufFiles", "LlamaCppSettings", "VisionEngine", "load_gguf"]
+__all__ = ["GgufFiles", "KvType", "LlamaCppSettings", "VisionEngine", "load_gguf"]
 
 VisionEngine = Literal["auto", "onnx", "mtmd"]
 KvType = Literal["f32", "f16", "q8_0"]

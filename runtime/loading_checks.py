@@ -10,7 +10,7 @@ from phisight.errors import InputError, ModelDirError, PromptError
 from phisight.manifest import INT8_KV_GRAPH, Manifest
 from phisight.tokenizer import Tokenizer
 
-__all__ = ["attention_notes", "check_vocabulary", "checked_attention", "checked_context", "decoder_graph"]
+__all__ = ["attention_notes", "check_vocabulary", "checked_attention", "checked_context", "decoder_graph", "kv_types"]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -31,9 +31,15 @@ def checked_context(context: int | None, most: int) -> int:
     return context
 
 
+def kv_types(manifest: Manifest) -> tuple[str, ...]:
+    """Types of KV cache that an ONNX directory can be opened with, its own first."""
+    own = str(manifest.options.get("float", "f32"))
+    return (own, "int8") if INT8_KV_GRAPH in manifest.files else (own,)
+
+
 def decoder_graph(directory: Path, manifest: Manifest, kv_type: str | None) -> str:
     """The graph of an ONNX directory that has a KV cache of this type, None its own. Raises InputError."""
-    own = str(manifest.options.get("float", "f32"))
+    own, *others = kv_types(manifest)
     if kv_type in (None, own):
         return "decoder.onnx"
     if kv_type not in ("q8_0", "int8"):
@@ -41,7 +47,7 @@ def decoder_graph(directory: Path, manifest: Manifest, kv_type: str | None) -> s
             f"kv_type is {kv_type}, but {directory} computes in {own} and its KV cache is of that type: leave it out, "
             "or give int8 for a model exported with --kv int8"
         )
-    if INT8_KV_GRAPH not in manifest.files:
+    if "int8" not in others:
         raise InputError(
             f"kv_type is {kv_type}, which needs scales measured at export, but {directory} has no {INT8_KV_GRAPH}: "
             "export it again with --kv int8, or leave it out"

@@ -101,7 +101,7 @@ def test_the_reference_against_itself(compared: Compared) -> None:
     itself = compared.variants["f32"]
     assert itself["kld"] == dict.fromkeys(itself["kld"], 0.0)
     assert (itself["same_top1"], itself["ppl_ratio"], itself["same_answers"]) == (1.0, 1.0, 1.0)
-    assert itself["stages"] == dict.fromkeys(("pixels", "vision", "embeddings", "decoder"), 0.0)
+    assert itself["stages"] == dict.fromkeys(("pixels", "vision", "embeddings", "KV cache", "decoder"), 0.0)
     assert itself["tasks"] == compared.report["reference"]["tasks"]
 
 

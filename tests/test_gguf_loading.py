@@ -121,7 +121,7 @@ def test_what_does_not_fit(export: Callable[..., Path], tmp_path: Path, golden: 
     with pytest.raises(InputError, match="accuracy_level is for ONNX"):
         phisight.load(directory, accuracy_level=0)
     with pytest.raises(InputError, match="are for GGUF"):
-        phisight.load("demo", kv_type="q8_0")
+        phisight.load("demo", gpu_layers=1)
     with pytest.raises(InputError, match="gpu_layers is -1"):
         phisight.load(text, gpu_layers=-1)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import get_args
 
 from phisight.cli.baselines import BASELINES_HELP, checkpoint_of, make_baselines, parse_baseline
 from phisight.cli.console import Console, ProgressBar
@@ -26,6 +27,7 @@ from phisight.compare.report import Data, report_of
 from phisight.compare.run import compare
 from phisight.compare.subjects import (
     Absent,
+    KvName,
     Opening,
     Source,
     Subject,
@@ -47,6 +49,7 @@ DEFAULT_N = 20
 DRAWN_MAX_TOKENS = 96
 FOLDER_MAX_TOKENS = 256
 WORK = "work"
+KV = "@kv="
 
 EXAMPLES = f"""The reference answers each question by its likeliest tokens. Each variant then gives its probabilities at
 the positions of that answer, from its own pixels on, and answers the question itself.
@@ -58,6 +61,8 @@ one is measured, and after a break it goes on. DIR/{WORK} can be deleted; it hol
 --data demo      questions of the built-in tasks, {DEFAULT_N} of each, or --n
 --data FOLDER    your own pictures and questions, as for phisight eval --tasks FOLDER
 --data FILE      a text in UTF-8: windows of {WINDOW} tokens, scored on the second half as llama-perplexity does
+
+Behind any of them @kv=TYPE names the type of its KV cache: f32, f16 or q8_0 for GGUF, int8 for ONNX exported with it.
 
 A variant is a model directory, demo, a checkpoint (asked as ONNX in float32), or a GGUF file, its mmproj behind a plus.
 ONNX models with INT4 or INT8 are measured at accuracy level 4 and 0: 0 shows what the weights cost, 4 rounds
@@ -73,6 +78,8 @@ examples:
   phisight compare f32 int8 int4 --out comparison
   phisight compare f32 int4 --out comparison --checkpoint phi4 --baseline llama.cpp:Q4_K_M --baseline llama.cpp:Q8_0
   phisight compare f32 int8 int4 model-q4_k_m.gguf+mmproj-f16.gguf --out comparison --stages --speed
+  phisight compare both both@kv=int8 --out kv --stages
+  phisight compare m.gguf+mm.gguf@kv=f32 m.gguf+mm.gguf m.gguf+mm.gguf@kv=q8_0 --out kv-llama --stages
   phisight compare phi4-f16 phi4-int4 --out receipts-compared --data receipts --max-patches 1024
   phisight compare phi4-f16 phi4-int4 --out text-compared --data wiki.test.raw --n 40 --json"""
 
@@ -173,15 +180,16 @@ def _subjects(
     """The reference as it is run, the variants and baselines, ONNX ones at both accuracy levels, and what is absent."""
     asked = [*dict.fromkeys(parse_baseline(given) for given in args.baseline)]
     directory = checkpoint_of(args.reference, args.checkpoint) if asked else None
-    pairs = [_pair(given) for given in (args.reference, *args.variants)]
-    names = [unique_names([pairs[0][0]])[0], *unique_names([text for text, _ in pairs[1:]])]
+    asked_models = [_asked_model(given) for given in (args.reference, *args.variants)]
+    shown = [text.with_name(text.name + ("" if kv is None else KV + kv)) for text, _, kv in asked_models]
+    names = [unique_names(shown[:1])[0], *unique_names(shown[1:])]
     sources = []
-    for name, (text, mmproj) in zip(names, pairs, strict=True):
+    for name, (text, mmproj, kv) in zip(names, asked_models, strict=True):
         checkpoint = is_checkpoint(model_directory(str(text)))
         path = passing.enter_context(usable_model(str(text), console))
         if not path.exists():
             raise InputError(f"{text} does not exist: give a model directory, a GGUF file, a checkpoint, or demo")
-        sources.append(Source(name, path, mmproj, checkpoint))
+        sources.append(Source(name, path, mmproj, checkpoint, kv=kv))
     absent: list[Absent] = []
     if directory is not None:
         threads = choose_threads(opening.threads).count
@@ -195,12 +203,21 @@ def _subjects(
     return found[0], found[1:], absent
 
 
-def _pair(given: str) -> tuple[Path, Path | None]:
-    """TEXT.gguf+MMPROJ.gguf -> both paths; anything else is one path."""
-    text, plus, mmproj = given.partition(".gguf+")
-    if not plus or Path(given).exists():
-        return Path(given), None
-    return Path(f"{text}.gguf"), Path(mmproj)
+def _asked_model(given: str) -> tuple[Path, Path | None, KvName | None]:
+    """TEXT.gguf+MMPROJ.gguf -> both paths; anything else is one path. @kv=TYPE behind either -> the type.
+
+    Raises InputError.
+    """
+    if Path(given).exists():
+        return Path(given), None, None
+    files, _, kind = given.partition(KV)
+    kv = next((name for name in get_args(KvName) if name == kind), None)
+    if kind and kv is None:
+        raise InputError(f"{given}: there is no KV cache of type {kind}: give one of {', '.join(get_args(KvName))}")
+    text, plus, mmproj = files.partition(".gguf+")
+    if not plus or Path(files).exists():
+        return Path(files), None, kv
+    return Path(f"{text}.gguf"), Path(mmproj), kv
 
 
 def _passages(args: argparse.Namespace, reference: Subject, console: Console) -> tuple[Data, list[Passage]]:

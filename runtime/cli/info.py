@@ -17,7 +17,8 @@ from phisight.devices import engine_devices
 from phisight.errors import InputError
 from phisight.gguf_file import GgufFile, MetadataValue
 from phisight.loading import checkpoint_directory, is_checkpoint, model_directory
-from phisight.manifest import INT8_KV_GRAPH, Manifest, bits_per_weight
+from phisight.loading_checks import kv_types
+from phisight.manifest import Manifest, bits_per_weight
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -100,9 +101,8 @@ def _kv_bytes(manifest: Manifest) -> dict[str, int]:
     decoder = manifest.model.decoder
     if manifest.format == "gguf":
         return {name: decoder.kv_bytes_per_token(of) // values for name, (of, values) in KV_BYTES.items()}
-    half = manifest.options.get("float") == "f16"
-    found = {"f16" if half else "f32": decoder.kv_bytes_per_token(2 if half else 4)}
-    return found | ({"int8": decoder.kv_bytes_per_token(1)} if INT8_KV_GRAPH in manifest.files else {})
+    sizes = {"f32": 4, "f16": 2, "int8": 1}
+    return {name: decoder.kv_bytes_per_token(sizes[name]) for name in kv_types(manifest)}
 
 
 def _checkpoint(directory: Path, console: Console) -> int:

@@ -6,6 +6,7 @@
 data        kind ("demo", "folder" or "text"), source, passages (questions or windows), positions that were scored,
             max_tokens, mode, max_patches; tasks: questions of each
 reference   name, path, format, bytes, bpw, bpw_all, accuracy_level, ppl, tasks, speed
+            kv: the type of its KV cache
 variants    the same, and for each
   name              the last component of its path, made unique; another accuracy level of it stands in brackets
   format            "onnx", "gguf", or "checkpoint" (run as ONNX in float32)
@@ -23,9 +24,9 @@ variants    the same, and for each
   tasks             {task: {"n", "right", "exact_match" | "box_hit" | ..., "mean_iou", "interval"}} as `phisight eval`
   score             share of right answers over all questions; null for a text
   stages            {stage: mean KL divergence that this stage alone brings, or null}: pixels, vision (tower and
-                    projector), embeddings, decoder (layers, head and KV cache; of a GGUF model with the embeddings);
-                    with --fine-stages also tower, projector, layer N or layers N-M, head, KV cache: null where the
-                    engine's graph cannot be cut; empty without both
+                    projector), embeddings, KV cache (its type), decoder (layers, head and KV cache; of a GGUF model
+                    with the embeddings); with --fine-stages also tower, projector, layer N or layers N-M, head: null
+                    where the engine's graph cannot be cut, or the reference has no such KV cache; empty without both
   speed             load_seconds, peak_bytes (or null), and prepare_, encode_, prefill_, decode_ and
                     score_tokens_per_second: {"median", "p25", "p75", "n"} over questions or windows, or null where
                     not measured; empty without --speed
@@ -61,6 +62,9 @@ STAGE_NOTE = (
     "stages: llama.cpp's graphs cannot be cut, so that the embeddings of a GGUF model are exchanged together with its "
     "decoder, and nothing finer can be told"
 )
+KV_NOTE = (
+    "stages: the KV cache is the reference's, in the variant's type, where the reference's engine and export have it"
+)
 PIXELS_NOTE = "stages: pixels are exchanged together with the vision tower where a model prepares pictures otherwise"
 SPEED_NOTE = (
     "speed: each model in a process of its own, after one question to warm up; peak memory is the whole process's and "
@@ -81,7 +85,7 @@ def report_of(comparison: Comparison, data: Data, asking: Asking, absent: Sequen
     reference, passages = comparison.reference, comparison.passages
     variants = [_variant(measured, comparison) for measured in comparison.variants]
     staged = any(measured.stages for measured in comparison.variants)
-    notes = [STAGE_NOTE, PIXELS_NOTE] if staged else []
+    notes = [STAGE_NOTE, KV_NOTE, PIXELS_NOTE] if staged else []
     first = comparison.variants[0].positions if comparison.variants else ()
     return {
         "schema": SCHEMA,
@@ -133,6 +137,7 @@ def _described(subject: Subject) -> dict[str, Any]:
         "baseline": subject.source.baseline,
         "accuracy_level": subject.accuracy_level,
         "as_run": subject.as_run,
+        "kv": subject.kv,
         "bytes": subject.bytes,
         "bpw": subject.bpw,
         "bpw_all": subject.bpw_all,

@@ -87,6 +87,7 @@ def compare(
         run.measure(variant)
     if run.stages:
         run.exchange(variants)
+        run.recache(variants)
     for variant in variants if mixer is not None else ():
         run.separate(variant)
     for subject in (reference, *variants) if speed else ():
@@ -171,6 +172,20 @@ class _Run:
                     ids, images = with_embeddings(ids, images, table)
                 logits = model.score(ids, images, last=len(right.values["targets"]))
                 self._keep(kind, variant, passage, against(right, logits).as_json())
+
+    def recache(self, variants: Iterable[Subject]) -> None:
+        """Give the reference the KV cache of each variant that has one of another type."""
+        kinds = {each.kv: each for variant in variants if (each := self._reference.with_kv_of(variant)) is not None}
+        for kind, subject in kinds.items():
+            if kind == self._reference.kv:
+                continue
+            todo = [each for each in self._passages if not self._has(KV_CACHE, subject, each)]
+            with self._opened(subject, f"{subject.name}: {kind} KV cache", todo) as opened:
+                for passage, model in opened:
+                    right = self.record("reference", self._reference, passage)
+                    sequence = with_features(right.values["ids"], self._features(self._reference, passage))
+                    logits = model.score(*sequence, last=len(right.values["targets"]))
+                    self._keep(KV_CACHE, subject, passage, against(right, logits).as_json())
 
     def separate(self, variant: Subject) -> None:
         """Put each finer stage of an ONNX variant among the reference's others, in graphs joined for that."""
@@ -258,25 +273,27 @@ class _Run:
             "embeddings": everything if variant.embeddings() is not None else None,
             "decoder": everything,
         }
+        recached = self._reference.with_kv_of(variant)
+        if recached is None:
+            seen[KV_CACHE] = None
+        else:
+            seen[KV_CACHE] = [] if recached is self._reference else everything
         if self._mixer is not None:
             mixed = can_be_mixed(self._reference, variant)
             fine = {stage.name: self._seen_by(stage) for stage in fine_stages(self._reference.config)}
-            fine[KV_CACHE] = []
-            there = {
+            seen |= {
                 name: each if mixed and (variant.identity, name) not in self._inseparable else None
                 for name, each in fine.items()
             }
-            if any((variant.identity, name) in self._inseparable for name in fine):
-                there[KV_CACHE] = None
-            seen |= there
         return {name: None if each is None else self._positions(name, variant, each) for name, each in seen.items()}
 
     def _positions(self, kind: str, variant: Subject, seen: Sequence[Passage]) -> tuple[Positions, ...]:
         """Of all passages; those that the stage does not see are as they were."""
+        subject = self._reference.with_kv_of(variant) if kind == KV_CACHE else variant
         among, found = set(map(id, seen)), []
         for passage in self._passages:
-            if id(passage) in among:
-                found.append(Positions.from_json(self.record(kind, variant, passage).values))
+            if id(passage) in among and subject is not None:
+                found.append(Positions.from_json(self.record(kind, subject, passage).values))
             else:
                 right = self.record("variant", variant, passage).values["positions"]["reference"]
                 found.append(unchanged(np.array(right, np.float64)))

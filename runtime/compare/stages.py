@@ -19,7 +19,7 @@ __all__ = ["KV_CACHE", "FineStage", "Mixer", "can_be_mixed", "fine_stages"]
 MOST_GROUPS = 8
 """Groups of decoder layers."""
 KV_CACHE = "KV cache"
-"""Of ONNX graphs in the same type as their activations: nothing to exchange where both compute in the same type."""
+"""Exchanged by opening the reference itself with the variant's type of cache."""
 
 
 @dataclass(frozen=True)

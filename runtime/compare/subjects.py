@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from phisight.backends.embeddings import Embeddings
 from phisight.chat_template import read_chat_template
@@ -24,9 +24,10 @@ from phisight.compare.workspace import fingerprint
 from phisight.config import ModelConfig
 from phisight.errors import InputError, TokenizerError
 from phisight.gguf_file import GgufFile
-from phisight.gguf_loading import GgufFiles
+from phisight.gguf_loading import GgufFiles, KvType
 from phisight.loading import load
-from phisight.manifest import Manifest, bits_per_weight, hash_file
+from phisight.loading_checks import decoder_graph, kv_types
+from phisight.manifest import INT8_KV_GRAPH, Manifest, bits_per_weight, hash_file
 from phisight.model import Model
 from phisight.prompt import PromptBuilder
 from phisight.threads import choose_threads
@@ -35,6 +36,7 @@ from phisight.tokenizer import Tokenizer
 __all__ = [
     "TEXT_PARTS",
     "Absent",
+    "KvName",
     "Opening",
     "ReferenceCode",
     "Source",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 AccuracyLevel = Literal[0, 4]
+KvName = Literal["f32", "f16", "q8_0", "int8"]
 TEXT_PARTS = ("decoder", "head", "embeddings")
 ENGINES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "gguf": ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu")}
 """Packages whose version may change an answer."""
@@ -77,7 +80,7 @@ class Source:
     """A model that the user named: a directory or a GGUF file, perhaps with an mmproj.
 
     checkpoint: the directory was made in passing, of a checkpoint. baseline: others made it. With `reference_code` the
-    path is a checkpoint.
+    path is a checkpoint. kv: the type of KV cache that it is opened with, None for the usual one.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Source:
     checkpoint: bool = False
     baseline: bool = False
     reference_code: ReferenceCode | None = None
+    kv: KvName | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Subject:
     accuracy_level: of the quantised layers, None where there are none in ONNX.
     as_run: whether the model is run so unless the user says otherwise.
     bytes: of the files that it needs. bpw: stored bits per weight of decoder, head and embeddings; bpw_all: with the
-    vision tower and projector.
+    vision tower and projector. kv_types: of the KV cache that it can be opened with, first the one that it is.
     """
 
     name: str
@@ -118,15 +122,31 @@ class Subject:
     config: ModelConfig
     identity: str
     opening: Opening
+    kv_types: tuple[KvName, ...] = ("f32",)
+
+    @property
+    def kv(self) -> KvName:
+        """The type of its KV cache."""
+        return self.kv_types[0]
+
+    def with_kv_of(self, other: Subject) -> Subject | None:
+        """This one with the other's type of KV cache; None where its engine, or its export, has no such type."""
+        if (self.format == "gguf") != (other.format == "gguf") or other.kv not in self.kv_types:
+            return None
+        if other.kv == self.kv:
+            return self
+        types = (other.kv, *(kind for kind in self.kv_types if kind != other.kv))
+        source, identity = replace(self.source, kv=other.kv), fingerprint(self.identity, other.kv)
+        return replace(self, source=source, identity=identity, kv_types=types)
 
     def open(self) -> Model:
         """Raises as `phisight.load`."""
-        opening, level = self.opening, self.accuracy_level
+        opening, level, kv = self.opening, self.accuracy_level, self.source.kv
         if self.source.reference_code is not None:
             return _open_reference(self, self.source.reference_code)
         if self.format == "gguf":
-            return load(self.source.path, mmproj=self.source.mmproj, threads=opening.threads)
-        return load(self.source.path, threads=opening.threads, device=opening.device, accuracy_level=level)
+            return load(self.source.path, mmproj=self.source.mmproj, threads=opening.threads, kv_type=kv)
+        return load(self.source.path, threads=opening.threads, device=opening.device, accuracy_level=level, kv_type=kv)
 
     def open_at(self, directory: Path) -> Model:
         """Another ONNX directory, opened as this one, at its own accuracy level. Raises as `phisight.load`."""
@@ -156,12 +176,15 @@ def subjects_of(
     """
     if source.reference_code is not None:
         return (_reference(source, source.reference_code, opening),)
+    if source.checkpoint and source.kv is not None:
+        raise InputError(f"{source.name} is a checkpoint, whose KV cache is f32: export it with --kv int8, or give f32")
     if source.path.is_file():
         return (_bare(source, opening, progress),)
     if source.mmproj is not None:
         raise InputError(f"an mmproj goes with a GGUF file, but {source.path} is a directory: leave it out")
     manifest = Manifest.read(source.path)
     gguf = manifest.format == "gguf"
+    kinds = _kv_types(source.kv) if gguf else _onnx_kv_types(source, manifest)
     twice = any(entry.part == "onnx_vision" for entry in manifest.tensors.values())
     vision = ("onnx_vision",) if twice else ("vision", "projector")
     # Of a GGUF directory that holds the tower twice, the one as ONNX is run.
@@ -181,8 +204,9 @@ def subjects_of(
             bits_per_weight(manifest.tensors, *TEXT_PARTS),
             bits_per_weight(manifest.tensors, *TEXT_PARTS, *vision),
             manifest.model,
-            _identity(hashes, level, opening, "gguf" if gguf else "onnx"),
+            _identity(hashes, level, opening, "gguf" if gguf else "onnx", source.kv),
             opening,
+            kinds,
         )
 
     matrices = {entry.scheme.split()[0] for entry in manifest.tensors.values() if entry.part in ("decoder", "head")}
@@ -252,8 +276,9 @@ def _bare(source: Source, opening: Opening, progress: Callable[[int], None] | No
         _bits_per_weight(headers[:1]),
         _bits_per_weight(headers),
         opened.manifest.model,
-        _identity(hashes, None, opening, "gguf"),
+        _identity(hashes, None, opening, "gguf", source.kv),
         opening,
+        _kv_types(source.kv),
     )
 
 
@@ -293,11 +318,30 @@ def _bits_per_weight(headers: Sequence[GgufFile]) -> float:
     return 8 * sum(tensor.bytes for tensor in tensors) / max(sum(tensor.size for tensor in tensors), 1)
 
 
+def _kv_types(asked: KvName | None) -> tuple[KvName, ...]:
+    """llama.cpp's, the one that is asked for first."""
+    chosen = "q8_0" if asked == "int8" else asked or "f16"
+    return (chosen, *(kind for kind in get_args(KvType) if kind != chosen))
+
+
+def _onnx_kv_types(source: Source, manifest: Manifest) -> tuple[KvName, ...]:
+    """Likewise those of an ONNX directory. Raises InputError for one that it does not have."""
+    own, *others = cast(tuple[KvName, ...], kv_types(manifest))
+    if decoder_graph(source.path, manifest, source.kv) == INT8_KV_GRAPH:
+        return ("int8", own)
+    return (own, *others)
+
+
 def _identity(
-    hashes: dict[str, str], level: AccuracyLevel | None, opening: Opening, engine: Literal["onnx", "gguf"]
+    hashes: dict[str, str],
+    level: AccuracyLevel | None,
+    opening: Opening,
+    engine: Literal["onnx", "gguf"],
+    kv: KvName | None,
 ) -> str:
     versions = {name: _version(name) for name in ("phisight", *ENGINES[engine])}
-    return fingerprint(hashes, level, opening.device, versions)
+    usual = fingerprint(hashes, level, opening.device, versions)
+    return usual if kv is None else fingerprint(usual, kv)
 
 
 def _version(package: str) -> str | None:
