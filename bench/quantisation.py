@@ -1,10 +1,11 @@
 """All quantisations of a checkpoint beside each other, and the tables of docs/quantisation.md.
 
-    python bench/quantisation.py OUT [--checkpoint demo] [--n 20] [--threads N] [--write docs/quantisation.md]
+    python bench/quantisation.py OUT [--checkpoint demo] [--n 20] [--speed] [--write docs/quantisation.md]
 
 Exports the checkpoint in float32 and in every form of RECIPES into OUT, makes an importance matrix, runs `phisight
 compare` with the baselines, and prints Markdown. What is there already is not made again: after a break, or with
-another form, run it again. With --write the tables also take the place of those between the page's two markers.
+another form, run it again. With --write the tables also take the place of those between the page's two markers. With
+--speed, for a machine without other work, tokens a second and peak memory are columns too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from phisight.cli.main import main as phisight
 
 RECIPES = {
     "int8": "--decoder int8",
+    "int8-exact-tower": "--decoder int8 --vision f32",
     "int4": "--decoder int4",
     "int4-search": "--decoder int4 --method search",
     "int4-awq": "--decoder int4 --method awq",
@@ -28,6 +30,7 @@ RECIPES = {
     "int4-asymmetric": "--decoder int4 --asymmetric",
     "mixed-4.8": "--size 4.8bpw --method gptq",
     "q4_0-gptq": "--format gguf --decoder q4_0 --method gptq",
+    "gguf-mixed-4.8": "--format gguf --onnx-vision none --size 4.8bpw --method gptq",
 }
 """Name of the directory -> options of `phisight export`."""
 BASELINES = (
@@ -66,22 +69,28 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         f"takes {reference['bytes'] / 1e6:.1f} MB and is right on {percent(reference['score'])}."
     )
     yield ""
-    yield "| variant | level | bits/weight | MB | mean KLD | 99 % | same top-1 | right | decode, tokens/s | peak, MB |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    columns = ["variant", "level", "bits/weight", "MB", "mean KLD", "99 %", "same top-1", "right"]
+    timed = any(each["speed"] for each in report["variants"])
+    columns += ["decode, tokens/s", "peak, MB"] if timed else []
+    yield "| " + " | ".join(columns) + " |"
+    yield "|---" * len(columns) + "|"
     for each in report["variants"]:
         name = each["name"].split(" (accuracy_level")[0]
         level = "-" if each["accuracy_level"] is None else str(each["accuracy_level"])
-        decode, peak = each["speed"]["decode_tokens_per_second"], each["speed"]["peak_bytes"]
         cells = [
             *(name, level, f"{each['bpw']:.2f}", f"{each['bytes'] / 1e6:.1f}"),
             f"{each['kld']['mean']:.2e} ± {each['kld']['error']:.0e}",
             *(f"{each['kld']['p99']:.2e}", percent(each["same_top1"]), percent(each["score"])),
-            "-" if decode is None else f"{decode['median']:.0f} ({decode['p25']:.0f}-{decode['p75']:.0f})",
-            "-" if peak is None else f"{peak / 1e6:.0f}",
         ]
+        if timed:
+            decode, peak = each["speed"]["decode_tokens_per_second"], each["speed"]["peak_bytes"]
+            cells += [
+                "-" if decode is None else f"{decode['median']:.0f} ({decode['p25']:.0f}-{decode['p75']:.0f})",
+                "-" if peak is None else f"{peak / 1e6:.0f}",
+            ]
         yield "| " + " | ".join(cells) + " |"
     for row in report["absent"]:
-        yield f"| {row['name']} | absent: {row['reason']} |" + " |" * 8
+        yield f"| {row['name']} | absent: {row['reason']} |" + " |" * (len(columns) - 2)
     shown = [each for each in report["variants"] if each["as_run"]]
     yield ""
     yield "Right answers by task:"
@@ -120,6 +129,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--n", type=int, default=20, help="questions of each task")
     parser.add_argument("--threads", default="auto")
+    parser.add_argument("--speed", action="store_true", help="time each variant, in a process of its own")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with the two markers")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +139,7 @@ def main() -> int:
     baselines = [word for each in asked for word in ("--baseline", each)]
     run(
         *("compare", reference, *variants, *baselines, "--checkpoint", args.checkpoint, "--out", compared),
-        *("--n", str(args.n), "--threads", args.threads, "--fine-stages", "--speed"),
+        *("--n", str(args.n), "--threads", args.threads, "--fine-stages", *["--speed"] * args.speed),
     )
     report = json.loads((compared / "report.json").read_text(encoding="utf-8"))
     text = "\n".join(["", *tables(report), ""])
