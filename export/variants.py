@@ -14,7 +14,7 @@ from phisight.export.synth import synthetic_model
 from phisight.manifest import Manifest
 from phisight.planner.variant import Variant
 
-__all__ = ["CHOICES", "all_variants", "decoder_kind", "model_variant", "options_of", "real_model"]
+__all__ = ["CHOICES", "all_variants", "decoder_kind", "head_kind", "model_variant", "options_of", "real_model"]
 
 CHOICES: tuple[ExportOptions | GgufOptions, ...] = (
     ExportOptions(),
@@ -51,6 +51,7 @@ def model_variant(manifest: Manifest, name: str) -> tuple[Variant, ExportOptions
         files={file: entry.bytes for file, entry in manifest.files.items()},
         tensors=manifest.tensors,
         decoder=decoder_kind(options),
+        head=head_kind(options),
         tower=_tower(options),
         command=f"phisight run {name} QUESTION --image FILE",
     )
@@ -83,6 +84,13 @@ def decoder_kind(options: ExportOptions | GgufOptions) -> str:
     return f"onnx {options.decoder}{blocks}"
 
 
+def head_kind(options: ExportOptions | GgufOptions) -> str:
+    """The kind of the head's weights: blocks of 32 stand for those of other sizes. GGUF's goes as its layers."""
+    if isinstance(options, GgufOptions) or options.resolved_head == options.decoder:
+        return decoder_kind(options)
+    return decoder_kind(ExportOptions(decoder=options.resolved_head))
+
+
 def _tower(options: ExportOptions | GgufOptions) -> str:
     return options.onnx_vision if isinstance(options, GgufOptions) else options.resolved_vision
 
@@ -102,6 +110,7 @@ def _variant(checkpoint: Checkpoint, options: ExportOptions | GgufOptions, name:
         files=file_sizes(checkpoint, plan),
         tensors=plan.entries(),
         decoder=kind,
+        head=head_kind(options),
         tower=_tower(options),
         command=f"phisight export {name} {_place(options)}{_arguments(options)}",
     )

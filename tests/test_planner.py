@@ -24,12 +24,14 @@ from phisight.planner import (
     Variant,
     Workload,
     choose_patches,
+    decode_seconds,
     first_token_seconds,
     gpu_share,
     judge,
     predict_memory,
     prefill_seconds,
     read_bytes,
+    step_seconds,
 )
 from phisight.planner.probe import attention_share
 
@@ -58,7 +60,8 @@ def test_sizes_are_those_that_an_export_writes(options: ExportOptions | GgufOpti
     exported, read = model_variant(Manifest.read(out), "demo")
     assert (exported.decoder, exported.tower) == (planned.decoder, planned.tower)
     assert decoder_kind(read) == decoder_kind(options)
-    assert exported.step_bytes == planned.step_bytes
+    assert (exported.layer_bytes, exported.head_bytes) == (planned.layer_bytes, planned.head_bytes)
+    assert exported.head == planned.head
 
 
 def test_the_real_model_is_15_billion_weights(real: dict[str, Variant]) -> None:
@@ -106,12 +109,32 @@ def test_times_add_up() -> None:
     one = prefill_seconds(config, SLOW, 256, 0)
     assert prefill_seconds(config, SLOW, 512, 0) > 2 * one  # the second chunk sees the first
     assert prefill_seconds(config, SLOW, 1, 10**10) > 1.0  # weights are read once at least
-    rates = Rates(2, {"d": SLOW}, {"t": TowerRates(1e-11, 1e-11)}, 1e-6)
-    none, two = (
-        first_token_seconds(config, SLOW, rates, "t", Workload(100, images, 256, 2048), 0) for images in (0, 2)
-    )
-    assert none == prefill_seconds(config, SLOW, 100, 0)
+
+
+def test_a_first_token_takes_images_and_prompt(real: dict[str, Variant]) -> None:
+    variant = real["onnx int4 block 32"]
+    rates = Rates(2, {variant.decoder: SLOW}, {"w8a8": TowerRates(1e-11, 1e-11)}, 1e-6)
+    none, two = (first_token_seconds(variant, rates, Workload(100, images, 256, 2048)) for images in (0, 2))
+    assert none == prefill_seconds(variant.config, SLOW, 100, step_seconds(variant, rates))
     assert two > none + 2 * 256 * 1e-6
+    assert decode_seconds(variant, rates, 1000) > decode_seconds(variant, rates, 0) == step_seconds(variant, rates)
+
+
+def test_a_head_of_another_kind_goes_by_its_own_rate(real: dict[str, Variant]) -> None:
+    variant = real["onnx int4 block 128"]
+    own = Rates(2, {variant.decoder: SLOW}, {}, 0.0)
+    quick = Rates(2, {variant.decoder: SLOW, variant.head: replace(SLOW, weights=0.0)}, {}, 0.0)
+    gained = step_seconds(variant, own) - step_seconds(variant, quick)
+    assert gained == pytest.approx(variant.head_bytes * SLOW.weights)
+
+
+def test_two_measurements_give_one_and_tell_how_far_they_lie_apart() -> None:
+    one = Rates(2, {"a": SLOW}, {"t": TowerRates(2e-12, 0.0)}, 1e-6)
+    two = Rates(2, {"a": replace(SLOW, matrices=3 * SLOW.matrices)}, {"t": TowerRates(1e-12, 0.0)}, 3e-6)
+    assert one.between(two).decoders["a"].matrices == pytest.approx(2 * SLOW.matrices)
+    assert one.between(two).prepare == pytest.approx(2e-6)
+    assert one.drift(two) == two.drift(one) == pytest.approx(3)
+    assert one.drift(one) == 1
 
 
 def test_what_grows_with_the_square_is_told_from_the_rest() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,9 @@ from phisight.planner import (
     predict_memory,
     prefill_seconds,
     read_bytes,
+    step_seconds,
 )
-from phisight.planner.check import measure_model
+from phisight.planner.check import Measured, measure_model
 from phisight.prompt import PromptBuilder, user_message
 from phisight.threads import choose_threads, read_threads
 from phisight.tokenizer import Tokenizer
@@ -132,13 +133,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "variants": rows,
     }
     if args.check and target.directory is not None:
-        document["check"] = _check(variants[0][0], target.directory, work, rates, threads, console)
+        measured = _measured(target.directory, work, threads, console)
+        again = (
+            rates
+            if args.rates
+            else measure_rates(target.config, [options for _, options in variants], threads, console)
+        )
+        document["check"] = check_rows(variants[0][0], rates.between(again), work, measured)
+        document["drift"] = rates.drift(again)
     if args.json:
         console.document(document)
         return 0
     for line in plan_lines(document):
         console.line(line)
-    for line in check_lines(document["check"]) if args.check else ():
+    for line in check_lines(document["check"], document["drift"]) if args.check else ():
         console.line(line)
     return 0
 
@@ -244,14 +252,13 @@ def _times(variant: Variant, work: Workload, rates: Rates, ttft: float | None) -
         return row
     if work.images:
         row["encode_s"] = encode_seconds(config, rates.towers[variant.tower], work.patches)
-    row["prefill_s"] = prefill_seconds(config, decoder, work.prompt, variant.step_bytes)
+    row["prefill_s"] = prefill_seconds(config, decoder, work.prompt, step_seconds(variant, rates))
 
     def first_token(patches: int) -> float:
-        asked = Workload(work.text, work.images, patches, work.context)
-        return first_token_seconds(config, decoder, rates, variant.tower, asked, variant.step_bytes)
+        return first_token_seconds(variant, rates, replace(work, patches=patches))
 
     row["first_token_s"] = first_token(work.patches)
-    row["tokens_per_second"] = 1 / decode_seconds(decoder, variant.step_bytes, variant.kv_bytes_per_token, work.prompt)
+    row["tokens_per_second"] = 1 / decode_seconds(variant, rates, work.prompt)
     if ttft is not None and work.images and config.images is not None:
         try:
             budget = config.images
@@ -263,9 +270,6 @@ def _times(variant: Variant, work: Workload, rates: Rates, ttft: float | None) -
     return row
 
 
-def _check(
-    variant: Variant, directory: Path, work: Workload, rates: Rates, threads: int, console: Console
-) -> list[dict[str, Any]]:
+def _measured(directory: Path, work: Workload, threads: int, console: Console) -> Measured:
     with console.progress("opening and asking", 2, " steps", scale=False) as bar:
-        measured = measure_model(directory, threads, work.images, work.patches, lambda what: bar.add(1))
-    return check_rows(variant, rates, work, measured)
+        return measure_model(directory, threads, work.images, work.patches, lambda what: bar.add(1))

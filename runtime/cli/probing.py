@@ -33,15 +33,18 @@ def measure_rates(
     with needs_extra("export"):
         from phisight.export.gguf_plan import GgufOptions
         from phisight.export.plan import ExportOptions
-        from phisight.export.variants import decoder_kind
+        from phisight.export.variants import decoder_kind, head_kind
     decoders: dict[str, DecoderRates] = {}
     towers: dict[str, TowerRates] = {}
     missing: dict[str, EngineError] = {}
     onnx = [options for options in choices if isinstance(options, ExportOptions)]
     forms = {options.resolved_vision for options in onnx}
-    # A tower beside GGUF files is timed with a decoder that nobody asked for, if no other has it.
-    asked = {options.onnx_vision for options in choices if isinstance(options, GgufOptions)} - {"none"}
+    # A tower beside GGUF files is timed with a decoder that nobody asked for, if no other has it; so is another head.
+    asked = {options.onnx_vision for options in choices if isinstance(options, GgufOptions)}
     extra = [ExportOptions(vision=form) for form in asked - forms if form != "none"] if config.vision else []
+    known = {decoder_kind(options) for options in choices}
+    heads = {options.resolved_head for options in onnx if head_kind(options) not in known}
+    extra += [ExportOptions(decoder=head) for head in heads]
     with console.progress("measuring", len(choices) + len(extra), " models", scale=False) as bar:
         for options in (*choices, *extra):
             bar.tell(decoder_kind(options))

@@ -9,7 +9,14 @@ from phisight.planner.budget import BudgetChoice, choose_patches
 from phisight.planner.machine import Machine, memory_bytes, read_bytes
 from phisight.planner.memory import Memory, predict_memory
 from phisight.planner.rates import DecoderRates, Rates, TowerRates
-from phisight.planner.times import Workload, decode_seconds, encode_seconds, first_token_seconds, prefill_seconds
+from phisight.planner.times import (
+    Workload,
+    decode_seconds,
+    encode_seconds,
+    first_token_seconds,
+    prefill_seconds,
+    step_seconds,
+)
 from phisight.planner.variant import Variant
 from phisight.planner.verdict import GpuShare, Verdict, gpu_share, judge
 
@@ -34,4 +41,5 @@ __all__ = [
     "predict_memory",
     "prefill_seconds",
     "read_bytes",
+    "step_seconds",
 ]

@@ -17,8 +17,8 @@ from phisight.model_cache import CacheIdentity
 from phisight.naflex import PATCH_VALUES, Patches
 from phisight.planner.budget import BudgetChoice, choose_patches
 from phisight.planner.probe import attention_share
-from phisight.planner.rates import DecoderRates, Rates, TowerRates
-from phisight.planner.times import CHUNK, Workload, first_token_seconds
+from phisight.planner.rates import DecoderRates, TowerRates
+from phisight.planner.times import CHUNK, Workload, encode_seconds, prefill_seconds
 
 __all__ = ["OpenedRates", "budget_of", "measure_opened", "rates_of"]
 
@@ -43,9 +43,11 @@ class OpenedRates:
 
     def first_token(self, model: Model, work: Workload) -> float:
         """Predicted seconds to the first token of a question."""
+        config = model.manifest.model
+        tower = TowerRates(self.encode, self.tower_attention)
         decoder = DecoderRates(self.prefill, ATTENTION * self.prefill, 0.0, 0.0)
-        rates = Rates(0, {}, {"own": TowerRates(self.encode, self.tower_attention)}, 0.0)
-        return first_token_seconds(model.manifest.model, decoder, rates, "own", work, 0)
+        images = work.images * encode_seconds(config, tower, work.patches)
+        return images + prefill_seconds(config, decoder, work.prompt, 0.0)
 
 
 def budget_of(model: Model, rates: OpenedRates, *, text: int, images: int, target: float) -> BudgetChoice:

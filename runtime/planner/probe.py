@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -32,8 +33,11 @@ PATCHES = 256, 1024
 CHUNKS = 3
 STEPS = 8
 TRIES = 2
-SPENT = 0.8
+SPENT = 0.5
 """Seconds after which nothing is tried again."""
+CACHE_RATIO = 1.0, 3.0
+"""A byte of the KV cache takes between so many times as long as one of the weights: the difference between two steps of
+a small model is often less than what else moves them."""
 
 
 def measure_probe(contender: Contender, step_bytes: int) -> tuple[DecoderRates, TowerRates | None]:
@@ -65,47 +69,48 @@ def attention_share(small: float, large: float, linear: float, square: tuple[flo
 
 def _serve(pipe: Connection, contender: Contender, step_bytes: int) -> None:
     opened = contender.open()
-    pipe.send((_decoder(opened, step_bytes), None if opened.encoder is None else _tower(opened)))
+    kv = contender.config.decoder.kv_bytes_per_token(4 if contender.engine == "onnxruntime" else 2)
+    pipe.send((_decoder(opened, step_bytes, kv), None if opened.encoder is None else _tower(opened)))
 
 
-def _decoder(opened: Opened, step_bytes: int) -> DecoderRates:
+def _decoder(opened: Opened, step_bytes: int, kv_bytes_per_token: int) -> DecoderRates:
     d, decoder = opened.config.decoder, opened.decoder
     ids = np.random.default_rng(0).integers(0, d.vocab_size, CHUNKS * CHUNK + 2 * STEPS, np.int32)
     decoder.reserve(len(ids))
     decoder.append([ids[:CHUNK]])  # the first run of a size sets memory aside
-    first, last = float("inf"), float("inf")
+    firsts: list[float] = []
+    lasts: list[float] = []
     started = perf_counter()
-    while first == float("inf") or perf_counter() - started < SPENT:
+    while not firsts or perf_counter() - started < SPENT:
         decoder.truncate(0)
         chunks = [ids[at : at + CHUNK] for at in range(0, CHUNKS * CHUNK, CHUNK)]
         seconds = [seconds_of(partial(decoder.append, [chunk])) for chunk in chunks]
-        first, last = min(first, seconds[0]), min(last, seconds[-1])
+        firsts.append(seconds[0])
+        lasts.append(seconds[-1])
     square = attention_operations(d, CHUNK, 0), attention_operations(d, CHUNK, (CHUNKS - 1) * CHUNK)
-    even, attention = attention_share(first, last, 1.0, square)
+    even, attention = attention_share(median(firsts), median(lasts), 1.0, square)
     far = _step(opened, ids)
     decoder.truncate(STEPS)
     near = _step(opened, ids)
-    cached = d.kv_bytes_per_token(1) * (CHUNKS * CHUNK - STEPS)
-    return DecoderRates(
-        matrices=even / prefill_operations(d, CHUNK),
-        attention=attention,
-        weights=near / step_bytes,
-        cache=max(0.0, far - near) / cached,
-    )
+    cached = kv_bytes_per_token * (CHUNKS * CHUNK - STEPS)
+    weights = near / step_bytes
+    low, high = (ratio * weights for ratio in CACHE_RATIO)
+    cache = min(max((far - near) / cached, low), high)
+    return DecoderRates(even / prefill_operations(d, CHUNK), attention, weights, cache)
 
 
 def _step(opened: Opened, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> float:
     """Seconds of a step behind what is cached."""
     opened.decoder.append([ids[:1]])
-    return min(seconds_of(partial(opened.decoder.append, [ids[i : i + 1]])) for i in range(STEPS))
+    return median(seconds_of(partial(opened.decoder.append, [ids[i : i + 1]])) for i in range(STEPS))
 
 
-def _best(work: Callable[[], object]) -> float:
-    """The least seconds of a few tries."""
-    started, best = perf_counter(), float("inf")
-    while best == float("inf") or perf_counter() - started < SPENT:
-        best = min(best, seconds_of(work))
-    return best
+def _usual(work: Callable[[], object]) -> float:
+    """The median of a few tries."""
+    started, seconds = perf_counter(), [seconds_of(work)]
+    while perf_counter() - started < SPENT:
+        seconds.append(seconds_of(work))
+    return median(seconds)
 
 
 def _tower(opened: Opened) -> TowerRates:
@@ -117,7 +122,7 @@ def _tower(opened: Opened) -> TowerRates:
         values = np.random.default_rng(0).uniform(-1, 1, (side * side, PATCH_VALUES)).astype(np.float32)
         image = Patches(values, (side, side), (16 * side, 16 * side))
         encoder.encode(image)
-        seconds.append(_best(partial(encoder.encode, image)))
+        seconds.append(_usual(partial(encoder.encode, image)))
         counts.append(side * side)
     small, large = (encode_operations(config, count) for count in counts)
     squares = tower_attention_operations(config, counts[0]), tower_attention_operations(config, counts[1])

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from phisight.errors import InputError
 
@@ -47,6 +47,14 @@ class TowerRates:
         return 1 / self.matrices
 
 
+R = TypeVar("R", DecoderRates, TowerRates)
+
+
+def _mean(one: R, two: R) -> R:
+    halves = {name: (value + getattr(two, name)) / 2 for name, value in asdict(one).items()}
+    return type(one)(**halves)
+
+
 @dataclass(frozen=True)
 class Rates:
     """By kind of decoder ("onnx int4 block 32", "gguf q4_0", ...) and of tower ("w8a8", ...), with so many threads.
@@ -59,6 +67,22 @@ class Rates:
     towers: Mapping[str, TowerRates]
     prepare: float
     source: str = "measured on small models of random weights"
+
+    def between(self, other: Rates) -> Rates:
+        """The mean of two measurements of the same kinds."""
+        return Rates(
+            self.threads,
+            {name: _mean(rates, other.decoders[name]) for name, rates in self.decoders.items()},
+            {name: _mean(rates, other.towers[name]) for name, rates in self.towers.items()},
+            (self.prepare + other.prepare) / 2,
+            self.source,
+        )
+
+    def drift(self, other: Rates) -> float:
+        """The largest ratio between two measurements of the same matrices, at least 1."""
+        pairs = [(rates.matrices, other.decoders[name].matrices) for name, rates in self.decoders.items()]
+        pairs += [(rates.matrices, other.towers[name].matrices) for name, rates in self.towers.items()]
+        return max(max(one / two, two / one) for one, two in pairs)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,8 +12,17 @@ from phisight.bench.work import (
 )
 from phisight.config import ModelConfig
 from phisight.planner.rates import DecoderRates, Rates, TowerRates
+from phisight.planner.variant import Variant
 
-__all__ = ["CHUNK", "Workload", "decode_seconds", "encode_seconds", "first_token_seconds", "prefill_seconds"]
+__all__ = [
+    "CHUNK",
+    "Workload",
+    "decode_seconds",
+    "encode_seconds",
+    "first_token_seconds",
+    "prefill_seconds",
+    "step_seconds",
+]
 
 CHUNK = 256
 """Positions of a prefill that are run at once."""
@@ -42,29 +51,35 @@ def encode_seconds(config: ModelConfig, rates: TowerRates, patches: int) -> floa
     )
 
 
-def prefill_seconds(
-    config: ModelConfig, rates: DecoderRates, positions: int, step_bytes: int, chunk: int = CHUNK
-) -> float:
-    """Of so many positions from an empty cache. A chunk reads all weights, `step_bytes`, at least once."""
+def step_seconds(variant: Variant, rates: Rates) -> float:
+    """Of a decoding step with next to nothing cached: all weights of the decoder are read once."""
+    layers = rates.decoders[variant.decoder]
+    head = rates.decoders.get(variant.head, layers)
+    return variant.layer_bytes * layers.weights + variant.head_bytes * head.weights
+
+
+def prefill_seconds(config: ModelConfig, rates: DecoderRates, positions: int, step: float, chunk: int = CHUNK) -> float:
+    """Of so many positions from an empty cache. A chunk reads all weights as a `step` does, which takes so long."""
     total = 0.0
     for past in range(0, positions, chunk):
         count = min(chunk, positions - past)
         matrices = prefill_operations(config.decoder, count) * rates.matrices
-        total += max(matrices, step_bytes * rates.weights)
+        total += max(matrices, step)
         total += attention_operations(config.decoder, count, past) * rates.attention
     return total
 
 
-def decode_seconds(rates: DecoderRates, step_bytes: int, kv_bytes_per_token: int, past: int) -> float:
+def decode_seconds(variant: Variant, rates: Rates, past: int) -> float:
     """Of one step behind `past` positions."""
-    return step_bytes * rates.weights + past * kv_bytes_per_token * rates.cache
+    cache = rates.decoders[variant.decoder].cache
+    return step_seconds(variant, rates) + past * variant.kv_bytes_per_token * cache
 
 
-def first_token_seconds(
-    config: ModelConfig, decoder: DecoderRates, rates: Rates, tower: str, work: Workload, step_bytes: int
-) -> float:
+def first_token_seconds(variant: Variant, rates: Rates, work: Workload) -> float:
     """From a question with images to its first token, with the model open and nothing cached."""
     images = 0.0
     if work.images:
-        images = encode_seconds(config, rates.towers[tower], work.patches) + work.patches * rates.prepare
-    return work.images * images + prefill_seconds(config, decoder, work.prompt, step_bytes)
+        images = encode_seconds(variant.config, rates.towers[variant.tower], work.patches)
+        images += work.patches * rates.prepare
+    decoder = rates.decoders[variant.decoder]
+    return work.images * images + prefill_seconds(variant.config, decoder, work.prompt, step_seconds(variant, rates))

@@ -11,7 +11,6 @@ from phisight.manifest import TensorEntry
 
 __all__ = ["Variant"]
 
-DECODER = ("decoder", "head")
 ONNX_TOWER = {"onnx": ("vision", "projector"), "gguf": ("onnx_vision",)}
 """Parts of the tower that ONNX Runtime runs."""
 
@@ -20,7 +19,7 @@ ONNX_TOWER = {"onnx": ("vision", "projector"), "gguf": ("onnx_vision",)}
 class Variant:
     """`files` are sizes in bytes by name, `tensors` as a manifest has them. `command` makes it.
 
-    `decoder` and `tower` name the rates that apply to them.
+    `decoder`, `head` and `tower` name the rates that apply to them.
     """
 
     name: str
@@ -29,6 +28,7 @@ class Variant:
     files: Mapping[str, int]
     tensors: Mapping[str, TensorEntry]
     decoder: str
+    head: str
     tower: str
     command: str
 
@@ -38,9 +38,14 @@ class Variant:
         return sum(self.files.values())
 
     @property
-    def step_bytes(self) -> int:
-        """Of weights that a decoding step reads."""
-        return sum(entry.bytes for entry in self.tensors.values() if entry.part in DECODER)
+    def layer_bytes(self) -> int:
+        """Of the layers, which a decoding step reads."""
+        return sum(entry.bytes for entry in self.tensors.values() if entry.part == "decoder")
+
+    @property
+    def head_bytes(self) -> int:
+        """Of the head, which it reads too."""
+        return sum(entry.bytes for entry in self.tensors.values() if entry.part == "head")
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -48,7 +53,7 @@ class Variant:
         return self.config.decoder.kv_bytes_per_token(4 if self.format == "onnx" else 2)
 
     def decoder_tensors(self) -> list[TensorEntry]:
-        return [entry for entry in self.tensors.values() if entry.part in DECODER]
+        return [entry for entry in self.tensors.values() if entry.part in ("decoder", "head")]
 
     def tower_tensors(self) -> list[TensorEntry]:
         return [entry for entry in self.tensors.values() if entry.part in ONNX_TOWER[self.format]]
