@@ -3,10 +3,10 @@
     python bench/prompt_lookup.py MODEL [MODEL_OF_MORE_LAYERS] [--threads N] [--positions 512]
 
 The price is that of a run of several tokens, in times of a run of one. With two models that differ in their number of
-layers it is extrapolated to the real model's 40. The weights may be random (`phisight synth`): answers are scripted.
-One copies a stretch of the prompt with a changed token now and then; in one half of the tokens follow from the two
-before them, as in the prompt, so that guesses often miss; one never repeats anything.
-Runs alternate; medians.
+layers it is extrapolated to the real model's 40, and so are the answers, by the runs that they take. The weights may be
+random (`phisight synth`): answers are scripted. One copies a stretch of the prompt, one with a changed token now and
+then; in one half of the tokens follow from the two before them, as in the prompt, so that guesses often miss; one never
+repeats anything. Runs alternate; medians.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 import phisight
 from phisight.generate import GenerateOptions
 from phisight.model import Model
+from phisight.prompt_lookup import PromptLookup
 from phisight.sampling import Sampler
 
 COUNTS = (1, 2, 3, 4, 5, 7, 9, 13)
@@ -30,7 +32,7 @@ REPEATS = 5
 LAYERS = 40
 ANSWER = 96
 CHANGED = 12
-"""One token in so many of a copy is another than in the prompt."""
+"""One token in so many of a copy is another than in the prompt, by chance."""
 
 
 def run_seconds(model: Model, positions: int) -> dict[int, float]:
@@ -86,25 +88,51 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=512)
     args = parser.parse_args()
     prices, layers = [], []
-    rng = np.random.default_rng(1)
     for name in args.models:
         model = phisight.load(name, threads=args.threads)
         layers.append(model.manifest.model.decoder.num_layers)
         prices.append(run_seconds(model, args.positions))
         print(f"{name}, {layers[-1]} layers")
         _print_prices(prices[-1])
-        page = rng.choice(900, 400, replace=False).tolist()
-        copied = page[100 : 100 + ANSWER]
-        copied = [id_ + 900 if n % CHANGED == CHANGED - 1 else id_ for n, id_ in enumerate(copied)]
-        chance = _chance(rng, 400 + ANSWER)
-        _print_answers(model, "a copy", page, copied)
-        _print_answers(model, "by chance", chance[:400], chance[400:])
-        _print_answers(model, "no repetition", page, (1000 + rng.choice(900, ANSWER, replace=False)).tolist())
+        for kind, (prompt, script) in scripts().items():
+            _print_answers(model, kind, prompt, script)
         del model
     if len(prices) == 2:
         per_layer = {n: (prices[1][n] - prices[0][n]) / (layers[1] - layers[0]) for n in COUNTS}
         print(f"extrapolated to {LAYERS} layers")
-        _print_prices({n: prices[0][n] + per_layer[n] * (LAYERS - layers[0]) for n in COUNTS})
+        deep = {n: prices[0][n] + per_layer[n] * (LAYERS - layers[0]) for n in COUNTS}
+        _print_prices(deep)
+        for kind, (prompt, script) in scripts().items():
+            found = sum(runs * np.interp(n, COUNTS, [*deep.values()]) for n, runs in run_sizes(prompt, script).items())
+            print(f"  {kind}: {(len(script) - 1) * deep[1] / found:.2f} times as fast")
+
+
+def scripts() -> dict[str, tuple[list[int], list[int]]]:
+    """Prompts and answers by kind."""
+    rng = np.random.default_rng(1)
+    page = rng.choice(900, 400, replace=False).tolist()
+    copy = page[100 : 100 + ANSWER]
+    changed = [id_ + 900 if rng.random() < 1 / CHANGED else id_ for id_ in copy]
+    chance = _chance(rng, 400 + ANSWER)
+    return {
+        "a copy": (page, copy),
+        f"a copy with one in {CHANGED} changed": (page, changed),
+        "by chance": (chance[:400], chance[400:]),
+        "no repetition": (page, (1000 + rng.choice(900, ANSWER, replace=False)).tolist()),
+    }
+
+
+def run_sizes(prompt: Sequence[int], script: Sequence[int]) -> Counter[int]:
+    """How many runs of each number of tokens an answer takes, but for its last token."""
+    lookup, sizes, open_ = PromptLookup(prompt), Counter[int](), list[int]()
+    for index, token in enumerate(script[:-1]):
+        lookup.observe(token)
+        if open_ and open_[0] == token:
+            del open_[0]
+        else:
+            open_ = lookup.draft(len(script) - index - 2)
+            sizes[1 + len(open_)] += 1
+    return sizes
 
 
 def _chance(rng: np.random.Generator, count: int) -> list[int]:

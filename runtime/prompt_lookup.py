@@ -1,6 +1,7 @@
 """Guesses at what comes next, from what stands in the prompt and the answer already: prompt lookup decoding.
 
     the last 8, 4 or 2 tokens -> where they stood before -> the tokens that followed there -> a draft
+    a copy that differed in one token -> the place behind it -> a draft
 
 One run of the decoder checks a draft as a whole, for little more than the price of one token where the weights must
 come from memory. Nothing is learnt and no second model is needed; it helps where an answer copies or repeats.
@@ -19,11 +20,17 @@ __all__ = ["DraftCosts", "PromptLookup", "draft_length"]
 SIZES = (8, 4, 2)
 """Tokens that must agree, the most telling first."""
 
-FIRST_RATES = (0.8, 0.5, 0.2)
-"""How often a guess is right, by size, before anything was seen."""
+RESUMED = len(SIZES)
+"""Instead of a size's number: the copy goes on behind a token that was another one."""
 
-LATEST = 1 / 8
-"""Weight of the latest guess in its size's rate."""
+FIRST_RATES = (0.8, 0.5, 0.2, 0.75)
+"""How often a guess is right, by size or resumed, before anything was seen."""
+
+COPIED = 8
+"""So many right guesses in a row are a copy, which a single other token does not end."""
+
+FIRST_GUESSES, MOST_GUESSES = 4, 16
+"""A first rate counts as so many guesses, and what was seen as so many at most: rates follow the text."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +68,26 @@ class PromptLookup:
         self._keys: list[int] = []
         self._behind: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in SIZES)
         self._rates = list(FIRST_RATES)
+        self._seen = [FIRST_GUESSES] * len(FIRST_RATES)
         self._source: tuple[int, int] | None = None  # number of the size, and the position that is guessed to repeat
+        self._streak = 0  # right guesses in a row
         for key in keys:
             self._add(key)
 
     def observe(self, token_id: int) -> None:
         """Take the next token: judge the guess at it, and look up the next one."""
+        resumed = None
         if self._source is not None:
             size, place = self._source
             right = self._keys[place] == token_id
-            self._rates[size] += (right - self._rates[size]) * LATEST
+            self._seen[size] = min(self._seen[size] + 1, MOST_GUESSES)
+            self._rates[size] += (right - self._rates[size]) / self._seen[size]
+            if (size == RESUMED) if right else (self._streak >= COPIED):
+                resumed = RESUMED, place + 1
+            self._streak = self._streak + 1 if right else 0
         self._add(token_id)
+        if resumed is not None and (self._source is None or self._rates[self._source[0]] < self._rates[RESUMED]):
+            self._source = resumed
 
     def draft(self, most: int) -> list[int]:
         """What may come next: up to `most` tokens, none where checking them would not pay."""

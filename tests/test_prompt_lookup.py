@@ -102,6 +102,22 @@ def test_a_copy_is_drafted_from_where_it_stood() -> None:
     assert PromptLookup(COPY).draft(5) == []
 
 
+def test_a_copy_goes_on_behind_another_token() -> None:
+    lookup = PromptLookup([*COPY, 7, 8, 9, *COPY[:2]])
+    for id_ in (*COPY[2:14], 99):
+        lookup.observe(id_)
+    assert lookup.draft(1) == COPY[15:16]
+    lookup.observe(COPY[15])
+    assert lookup.draft(1) == COPY[16:17]
+    for id_ in (98, 97):  # no copy any more
+        lookup.observe(id_)
+    assert lookup.draft(1) == []
+    few = PromptLookup([*COPY, 7, 8, 9, *COPY[:2]])
+    for id_ in (*COPY[2:6], 99):
+        few.observe(id_)
+    assert few.draft(1) == []
+
+
 def test_the_latest_of_the_longest_matches_counts() -> None:
     lookup = PromptLookup([1, 2, 3, 4, 50, 1, 2, 3, 4, 60, 3, 4, 70, 1, 2, 3, 4], FREE)
     assert lookup.draft(1) == [60]
