@@ -11,18 +11,21 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from phisight.config import ModelConfig
 from phisight.export.checkpoint import Checkpoint, SourceTensor
 from phisight.export.convert import COPIED
 from phisight.export.gguf_directory import GgufNames, modelfile
 from phisight.export.gguf_plan import GgufPlan
 from phisight.export.gguf_writer import file_bytes
+from phisight.export.int8_kv import int8_kv_graph
 from phisight.export.names import EMBEDDINGS, expected_tensors
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_graph import GraphBuilder
 from phisight.export.onnx_vision import build_vision
 from phisight.export.plan import Plan
-from phisight.manifest import FILE_NAME, FileEntry, Manifest
+from phisight.manifest import FILE_NAME, INT8_KV_GRAPH, FileEntry, Manifest
 from phisight.quant.scheme import BlockScheme
 
 __all__ = ["file_sizes", "imagined_checkpoint"]
@@ -68,6 +71,10 @@ def _onnx_sizes(checkpoint: Checkpoint, plan: Plan) -> dict[str, int]:
     graph, _ = build_decoder(config.decoder, plan, "decoder.onnx.data")
     scheme, (rows, columns) = plan.schemes[EMBEDDINGS], plan.specs[EMBEDDINGS].shape
     sizes = _graph_sizes(graph)
+    if plan.options.kv is not None:
+        decoder = config.decoder
+        ranges = np.zeros((decoder.num_layers, 2, decoder.num_kv_heads, decoder.head_dim), np.float32)
+        sizes[INT8_KV_GRAPH] = int8_kv_graph(graph.model(), ranges).ByteSize()
     if isinstance(scheme, BlockScheme):
         sizes["embeddings.npy"] = NPY_HEADER + rows * columns
         sizes["embeddings.scales.npy"] = NPY_HEADER + rows * scheme.blocks_per_row(columns) * 2
