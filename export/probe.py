@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from phisight.config import DecoderConfig, ModelConfig, VisionConfig
 from phisight.export.file_sizes import imagined_checkpoint
 from phisight.export.gguf_plan import GgufOptions, PlannedTensor, make_gguf_plan
+from phisight.export.gguf_types import PRESETS, fitting_type
 from phisight.export.gguf_writer import file_header, packer, padded, text_writer
 from phisight.export.onnx_decoder import build_decoder
 from phisight.export.onnx_graph import ExternalTensor, GraphBuilder
@@ -27,11 +28,10 @@ from phisight.export.synth import synthetic_tokenizer
 
 __all__ = ["probe_bytes", "probe_config", "write_gguf_probe", "write_onnx_probe"]
 
-LAYER_WEIGHTS = 100 << 20
-"""A layer of more weights is halved in width: it takes as long for its weights, within what other work disturbs."""
-DECODER_WEIGHTS = 160 << 20
+DECODER_WEIGHTS = 400 << 20
 TOWER_WEIGHTS = 64 << 20
-"""Layers are added up to about so many weights, or to the model's depth."""
+"""Layers are added up to about so many weights, or to the model's depth; widths stay, since they decide how fast a
+matrix is. One layer of the 15B model is its probe: see `tail_share` for what of it a prefill runs through."""
 VOCABULARY = 1024
 POSITIONS = 2048
 PIECE = 1 << 20
@@ -40,19 +40,11 @@ ROWS = 64
 
 
 def probe_config(config: ModelConfig) -> ModelConfig:
-    """A model of the same head size and ratios that is measured in a moment; a small model is its own probe."""
+    """The first layers, with a small vocabulary, which are measured in a moment; a small model is its own probe."""
     d, v = config.decoder, config.vision
-    while _layer_weights(d) > LAYER_WEIGHTS and d.num_kv_heads % 2 == 0:
-        d = replace(
-            d,
-            hidden_size=d.hidden_size // 2,
-            intermediate_size=d.intermediate_size // 2,
-            num_heads=d.num_heads // 2,
-            num_kv_heads=d.num_kv_heads // 2,
-        )
     d = replace(
         d,
-        num_layers=min(d.num_layers, max(2, DECODER_WEIGHTS // _layer_weights(d))),  # the last is cut short
+        num_layers=min(d.num_layers, max(1, DECODER_WEIGHTS // _layer_weights(d))),
         vocab_size=min(d.vocab_size, VOCABULARY),
         context_length=min(d.context_length, POSITIONS),
     )
@@ -77,7 +69,7 @@ def write_gguf_probe(config: ModelConfig, options: GgufOptions, out: Path) -> No
     tokenizer = synthetic_tokenizer(config.decoder.vocab_size)
     (out / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     checkpoint = imagined_checkpoint(config, out)
-    plan = make_gguf_plan(checkpoint, options)
+    plan = make_gguf_plan(checkpoint, _plain(options, config))
     with (out / "model.gguf").open("wb") as file:
         header = file_header(text_writer(checkpoint, plan), plan.text, out / "header")
         file.write(header.ljust(padded(len(header)), b"\0"))
@@ -88,10 +80,19 @@ def write_gguf_probe(config: ModelConfig, options: GgufOptions, out: Path) -> No
 def probe_bytes(config: ModelConfig, options: ExportOptions | GgufOptions) -> int:
     """Of weights that a decoding step of the probe reads."""
     if isinstance(options, GgufOptions):
-        entries = make_gguf_plan(imagined_checkpoint(config), options).entries()
+        entries = make_gguf_plan(imagined_checkpoint(config), _plain(options, config)).entries()
     else:
         entries = make_plan(config, options).entries()
     return sum(entry.bytes for entry in entries.values() if entry.part in ("decoder", "head"))
+
+
+def _plain(options: GgufOptions, config: ModelConfig) -> GgufOptions:
+    """With the preset's usual type in the attention's input: a preset gives more bits to first and last layers, and of
+    few layers all are."""
+    usual = PRESETS[options.decoder][0]
+    names = [f"blk.{layer}.attn_qkv.weight" for layer in range(config.decoder.num_layers)]
+    chosen = fitting_type(usual, config.decoder.hidden_size)
+    return replace(options, overrides=tuple((name, chosen) for name in names), imatrix=None)
 
 
 def _repeated(tensor: PlannedTensor) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from phisight.bench.work import chunk_operations, prefill_operations
 from phisight.errors import InputError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.convert import export_gguf, export_onnx, plan_export, plan_gguf
@@ -158,14 +159,23 @@ def test_a_target_that_nothing_meets_is_refused_by_name() -> None:
         choose_patches(lambda n: n / 256, 256, 3600, 0.5)
 
 
-def test_a_probe_keeps_the_ratios_and_is_small() -> None:
-    small = probe_config(real_model())
-    d = small.decoder
-    assert (d.head_dim, d.num_heads // d.num_kv_heads) == (128, 4)
-    assert d.intermediate_size * 5120 == d.hidden_size * 17920
-    assert d.num_layers >= 2
+def test_a_probe_is_as_wide_and_small() -> None:
+    real = real_model().decoder
+    d = probe_config(real_model()).decoder
+    assert (d.hidden_size, d.intermediate_size, d.num_heads) == (real.hidden_size, real.intermediate_size, 40)
+    assert d.num_layers == 1 and d.vocab_size < 2000
     demo = Checkpoint.open(checkpoint_directory("demo")).config
     assert replace(probe_config(demo).decoder, vocab_size=0) == replace(demo.decoder, vocab_size=0)
+
+
+def test_work_is_that_of_the_matrices() -> None:
+    d = real_model().decoder
+    layer = d.hidden_size * (7680 + 5120 + 3 * 17920)
+    head = d.hidden_size * d.vocab_size
+    assert prefill_operations(d, 1) == pytest.approx(2 * (40 * layer + head))
+    assert chunk_operations(d, 10) == pytest.approx(20 * (39 * layer + d.hidden_size * 7680))
+    more = chunk_operations(d, 10, whole_attention=True) - chunk_operations(d, 10)
+    assert more == pytest.approx(20 * d.hidden_size**2)
 
 
 @pytest.mark.parametrize(("text", "size"), [("16GB", 16 * 10**9), ("1.5 GiB", 3 << 29), ("512m", 512 * 10**6)])

@@ -7,15 +7,38 @@ from __future__ import annotations
 
 from phisight.config import DecoderConfig, ModelConfig
 
-__all__ = ["attention_operations", "encode_operations", "prefill_operations", "tower_attention_operations"]
+__all__ = [
+    "attention_operations",
+    "chunk_operations",
+    "encode_operations",
+    "prefill_operations",
+    "tail_share",
+    "tower_attention_operations",
+]
 
 
 def prefill_operations(d: DecoderConfig, positions: int) -> float:
     """In the matrices, for positions run as one chunk; one position is a decoding step's."""
-    shared = d.hidden_size * d.qkv_size
+    return chunk_operations(d, positions) + 2.0 * tail_share(d) * _weights(d)
+
+
+def chunk_operations(d: DecoderConfig, positions: int, *, whole_attention: bool = False) -> float:
+    """That part of them that every position runs through. llama.cpp picks positions one matrix later: the attention's
+    output is computed for all (`whole_attention`)."""
+    output = d.hidden_size**2 if whole_attention else 0
+    return 2.0 * positions * ((1 - tail_share(d)) * _weights(d) + output)
+
+
+def tail_share(d: DecoderConfig) -> float:
+    """The share of a step's weights that a chunk's last position alone runs through: the last layer's and the head."""
     rest = d.hidden_size * (d.hidden_size + 3 * d.intermediate_size)
-    layers = positions * (d.num_layers * shared + (d.num_layers - 1) * rest) + rest
-    return 2.0 * (layers + d.hidden_size * d.vocab_size)
+    return (rest + d.hidden_size * d.vocab_size) / _weights(d)
+
+
+def _weights(d: DecoderConfig) -> int:
+    """In the matrices that a decoding step reads."""
+    layer = d.hidden_size * (d.qkv_size + d.hidden_size + 3 * d.intermediate_size)
+    return d.num_layers * layer + d.hidden_size * d.vocab_size
 
 
 def attention_operations(d: DecoderConfig, positions: int, past: int) -> float:

@@ -18,8 +18,9 @@ from phisight.bench.clock import seconds_of
 from phisight.bench.contender import Contender, Opened
 from phisight.bench.work import (
     attention_operations,
+    chunk_operations,
     encode_operations,
-    prefill_operations,
+    tail_share,
     tower_attention_operations,
 )
 from phisight.child_process import ChildProcess
@@ -69,11 +70,10 @@ def attention_share(small: float, large: float, linear: float, square: tuple[flo
 
 def _serve(pipe: Connection, contender: Contender, step_bytes: int) -> None:
     opened = contender.open()
-    kv = contender.config.decoder.kv_bytes_per_token(4 if contender.engine == "onnxruntime" else 2)
-    pipe.send((_decoder(opened, step_bytes, kv), None if opened.encoder is None else _tower(opened)))
+    pipe.send((_decoder(opened, step_bytes, contender.engine), None if opened.encoder is None else _tower(opened)))
 
 
-def _decoder(opened: Opened, step_bytes: int, kv_bytes_per_token: int) -> DecoderRates:
+def _decoder(opened: Opened, step_bytes: int, engine: str) -> DecoderRates:
     d, decoder = opened.config.decoder, opened.decoder
     ids = np.random.default_rng(0).integers(0, d.vocab_size, CHUNKS * CHUNK + 2 * STEPS, np.int32)
     decoder.reserve(len(ids))
@@ -92,11 +92,13 @@ def _decoder(opened: Opened, step_bytes: int, kv_bytes_per_token: int) -> Decode
     far = _step(opened, ids)
     decoder.truncate(STEPS)
     near = _step(opened, ids)
-    cached = kv_bytes_per_token * (CHUNKS * CHUNK - STEPS)
+    cached = d.kv_bytes_per_token(2 if engine == "llama.cpp" else 4) * (CHUNKS * CHUNK - STEPS)
     weights = near / step_bytes
     low, high = (ratio * weights for ratio in CACHE_RATIO)
     cache = min(max((far - near) / cached, low), high)
-    return DecoderRates(even / prefill_operations(d, CHUNK), attention, weights, cache)
+    every = max(even - tail_share(d) * near, 0.1 * even)
+    operations = chunk_operations(d, CHUNK, whole_attention=engine == "llama.cpp")
+    return DecoderRates(every / operations, attention, weights, cache)
 
 
 def _step(opened: Opened, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> float:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from phisight.bench.work import (
     attention_operations,
+    chunk_operations,
     encode_operations,
-    prefill_operations,
+    tail_share,
     tower_attention_operations,
 )
 from phisight.config import ModelConfig
@@ -59,12 +60,15 @@ def step_seconds(variant: Variant, rates: Rates) -> float:
 
 
 def prefill_seconds(config: ModelConfig, rates: DecoderRates, positions: int, step: float, chunk: int = CHUNK) -> float:
-    """Of so many positions from an empty cache. A chunk reads all weights as a `step` does, which takes so long."""
-    total = 0.0
+    """Of so many positions from an empty cache.
+
+    A decoding step takes `step` seconds: so long at least for the weights of a chunk, and what only the last position
+    runs through as in a step.
+    """
+    total, tail = 0.0, tail_share(config.decoder) * step
     for past in range(0, positions, chunk):
         count = min(chunk, positions - past)
-        matrices = prefill_operations(config.decoder, count) * rates.matrices
-        total += max(matrices, step)
+        total += max(chunk_operations(config.decoder, count) * rates.matrices, step - tail) + tail
         total += attention_operations(config.decoder, count, past) * rates.attention
     return total
 
