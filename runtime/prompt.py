@@ -184,10 +184,9 @@ class PromptBuilder:
         thought = message.get("reasoning_content")
         parts = read_parts(message, where, empty_allowed=True)
         opening = ""
+        if thought is not None and not isinstance(thought, str):
+            raise PromptError(f"{where} has {type(thought).__name__} as reasoning_content: a string is wanted")
         if thought:
-            if not isinstance(thought, str):
-                found = type(thought).__name__
-                raise PromptError(f"{where} has {found} as reasoning_content: a string is wanted")
             check_text(thought, where)
             self._need_token(THINK, f"{where} has reasoning_content")
             self._need_token(THINK_END, f"{where} has reasoning_content")

@@ -68,6 +68,10 @@ BODIES: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "assistant", "content": "", "reasoning_content": 3}]},
         "messages",
     ),
+    "an empty list as thought": (
+        {"messages": [{"role": "assistant", "content": "", "reasoning_content": []}]},
+        "messages",
+    ),
     "tools": ({"messages": TEXT, "tools": [{"type": "function"}]}, "tools"),
     "two answers": ({"messages": TEXT, "n": 2}, "n"),
     "probabilities that may be": ({"messages": TEXT, "logprobs": 1}, "logprobs"),

@@ -89,7 +89,7 @@ def check_entries(cache: Path) -> int:
     entries = DiskCache(cache).entries()
     for path, _ in entries:
         content = path.read_bytes()
-        magic, checksum, size = HEADER.unpack(content[: HEADER.size])
+        magic, _, checksum, size = HEADER.unpack(content[: HEADER.size])
         payload = content[HEADER.size :]
         assert (magic, size) == (MAGIC, len(payload))
         assert hashlib.blake2b(payload, digest_size=32).digest() == checksum
