@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("options", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     whole = _run(args.checkpoint, args.out, args.options)
     if not whole.done:
         return 1
