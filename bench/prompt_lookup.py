@@ -1,12 +1,13 @@
 """What prompt lookup brings, on any model: the price of checking a draft, and whole answers with and without.
 
-    python bench/prompt_lookup.py MODEL [MODEL_OF_MORE_LAYERS] [--threads N] [--positions 512]
+    python bench/prompt_lookup.py MODEL [MODEL_OF_MORE_LAYERS] [--threads N] [--positions 512] [--cpu-time]
 
 The price is that of a run of several tokens, in times of a run of one. With two models that differ in their number of
 layers it is extrapolated to the real model's 40, and so are the answers, by the runs that they take. The weights may be
 random (`phisight synth`): answers are scripted. One copies a stretch of the prompt, one with a changed token now and
 then; in one half of the tokens follow from the two before them, as in the prompt, so that guesses often miss; one never
-repeats anything. Runs alternate; medians.
+repeats anything. Runs alternate; medians. --cpu-time counts the process's own work instead of the time that passes,
+which says something on a busy machine too, and reckons the answers from the price: give --threads 1 with it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,15 +28,15 @@ from phisight.model import Model
 from phisight.prompt_lookup import PromptLookup
 from phisight.sampling import Sampler
 
-COUNTS = (1, 2, 3, 4, 5, 7, 9, 13)
-REPEATS = 5
+COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
+REPEATS = 7
 LAYERS = 40
 ANSWER = 96
 CHANGED = 12
 """One token in so many of a copy is another than in the prompt, by chance."""
 
 
-def run_seconds(model: Model, positions: int) -> dict[int, float]:
+def run_seconds(model: Model, positions: int, clock: Callable[[], float]) -> dict[int, float]:
     """Median seconds of a run of so many tokens behind `positions`."""
     decoder = model._decoder._decoder
     rng = np.random.default_rng(0)
@@ -46,10 +47,10 @@ def run_seconds(model: Model, positions: int) -> dict[int, float]:
     for repeat in range(REPEATS + 1):
         for count in COUNTS:
             ids = rng.integers(0, 1000, count, dtype=np.int32)
-            started = time.perf_counter()
+            started = clock()
             decoder.append([ids], "last" if count == 1 else "all")
             if repeat:
-                seconds[count].append(time.perf_counter() - started)
+                seconds[count].append(clock() - started)
             decoder.truncate(positions)
     model._decoder.forget()
     return {count: statistics.median(values) for count, values in seconds.items()}
@@ -86,16 +87,21 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--positions", type=int, default=512)
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     prices, layers = [], []
     for name in args.models:
         model = phisight.load(name, threads=args.threads)
         layers.append(model.manifest.model.decoder.num_layers)
-        prices.append(run_seconds(model, args.positions))
+        prices.append(run_seconds(model, args.positions, clock))
         print(f"{name}, {layers[-1]} layers")
         _print_prices(prices[-1])
         for kind, (prompt, script) in scripts().items():
-            _print_answers(model, kind, prompt, script)
+            if args.cpu_time:
+                _print_reckoned(prices[-1], kind, prompt, script)
+            else:
+                _print_answers(model, kind, prompt, script)
         del model
     if len(prices) == 2:
         per_layer = {n: (prices[1][n] - prices[0][n]) / (layers[1] - layers[0]) for n in COUNTS}
@@ -103,8 +109,13 @@ def main() -> None:
         deep = {n: prices[0][n] + per_layer[n] * (LAYERS - layers[0]) for n in COUNTS}
         _print_prices(deep)
         for kind, (prompt, script) in scripts().items():
-            found = sum(runs * np.interp(n, COUNTS, [*deep.values()]) for n, runs in run_sizes(prompt, script).items())
-            print(f"  {kind}: {(len(script) - 1) * deep[1] / found:.2f} times as fast")
+            _print_reckoned(deep, kind, prompt, script)
+
+
+def _print_reckoned(seconds: dict[int, float], kind: str, prompt: Sequence[int], script: Sequence[int]) -> None:
+    """What the runs of an answer take at this price."""
+    found = sum(runs * seconds[count] for count, runs in run_sizes(prompt, script).items())
+    print(f"  {kind}: {(len(script) - 1) * seconds[1] / found:.2f} times as fast")
 
 
 def scripts() -> dict[str, tuple[list[int], list[int]]]:

@@ -43,7 +43,7 @@ class DraftCosts:
 
     run: float = 0.1
     token: float = 0.55
-    most: int = 12
+    most: int = 7
 
 
 def draft_length(rate: float, costs: DraftCosts) -> int:
