@@ -54,7 +54,7 @@ def main() -> int:
             export_onnx(checkpoint, plan_export(checkpoint, ExportOptions(decoder=decoder, vision=form)), out)
             model = phisight.load(out)
             row: dict[str, Any] = {"vision": form, "bytes": Manifest.read(out).files["vision.onnx.data"].bytes}
-            encoder: Any = model._encoder
+            encoder: Any = model._encoder.engine
             for (rows_, columns), pixels in noise.items():
                 patches = Patches(pixels, (rows_, columns), (16 * columns, 16 * rows_))
                 encoder.encode(patches)

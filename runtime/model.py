@@ -7,11 +7,10 @@ both -> one sequence -> prefill, decode -> tokens -> text
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from phisight.answer import Answer, Chunk, PromptCost, cancelled_early, collect, stream_text
 from phisight.backends.base import Decoder, VisionEncoder
 from phisight.cached_decoder import CachedDecoder, Cancel
+from phisight.cached_encoder import TEXT_ONLY, CachedEncoder, StageProgress
 from phisight.chunks import ImageAttention
 from phisight.config import ImageBudget
 from phisight.constraint import AnswerRule
@@ -54,16 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "StageProgress"]
 
-StageProgress: TypeAlias = Callable[[Literal["encode", "prefill"], int, int], None]
-"""Called with the stage, how much of it is done and how much there is: images, or positions."""
-
-TEXT_ONLY = (
-    "this model cannot take images: it was made of a text-only checkpoint, or is a GGUF file opened without its mmproj"
-)
-
-FEATURE_CACHE_BYTES = 512 << 20
-"""Image features kept for further questions: a 3600-token image of the 15B model takes 70 MiB."""
-
 
 class Model:
     """A loaded model. One answer at a time; not for two threads at once.
@@ -90,10 +80,9 @@ class Model:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.notes = notes
-        self._encoder = encoder
         self._decoder = CachedDecoder(decoder, context, image_attention)
+        self._encoder = CachedEncoder(encoder, self._decoder.hidden_size)
         self._compiler: Compiler | None = None  # made with the first constraint
-        self._features: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._control = ControlIds(
             frozenset(manifest.model.generation.eos_token_ids),
             tokenizer.control_tokens.get(THINK),
@@ -125,7 +114,7 @@ class Model:
     @property
     def feature_bytes(self) -> int:
         """Memory of the image features that are kept for further questions."""
-        return sum(features.nbytes for features in tuple(self._features.values()))
+        return self._encoder.held_bytes
 
     def use_slots(self, count: int) -> None:
         """Keep the KV caches of `count` conversations instead of one, each in memory of its own.
@@ -142,7 +131,7 @@ class Model:
         """
         first, second = (np.array(self.prompt(text).ids, dtype=np.int64) for text in ("0", "1"))
         shared = tuple(first[: common_prefix(first, second)].tolist())
-        self._decoder.store = ModelCache(disk, identity, shared, pictures=pictures)
+        self._decoder.store = self._encoder.store = ModelCache(disk, identity, shared, pictures=pictures)
 
     def options(self, **changes: Any) -> GenerateOptions:
         """The checkpoint's sampling defaults with some fields changed. Raises InputError."""
@@ -170,21 +159,7 @@ class Model:
 
         Raises ImageError for a text-only model, EngineError.
         """
-        if self._encoder is None:
-            raise ImageError(TEXT_ONLY)
-        features = self._features.pop(patches.digest, None)
-        store = self._decoder.store
-        if features is None and store is not None:
-            features = store.features(patches.digest, self._decoder.hidden_size)
-        if features is None:
-            started = perf_counter()
-            features = self._encoder.encode(patches)
-            if store is not None:
-                store.keep_features(patches.digest, features, perf_counter() - started)
-        self._features[patches.digest] = features
-        while len(self._features) > 1 and sum(f.nbytes for f in self._features.values()) > FEATURE_CACHE_BYTES:
-            self._features.popitem(last=False)
-        return features
+        return self._encoder.encode(patches)
 
     def score(
         self,
@@ -200,7 +175,7 @@ class Model:
         Raises PromptError, EngineError, and ValueError for `last` beyond the sequence.
         """
         self._check_length(ids, images, answer=False)
-        return self._decoder.score(self._splice(ids, self._encode(images)), chunk=chunk, last=last)
+        return self._decoder.score(self._splice(ids, self._encoder.encode_all(images)), chunk=chunk, last=last)
 
     def generate_tokens(
         self,
@@ -221,7 +196,7 @@ class Model:
         self._check_length(ids, images, max_tokens=options.max_tokens)
         mode: Mode = "think" if starts_in_thought else "auto"
         rule = self._rule(options, mode)
-        sequence = self._splice(ids, self._encode(images, progress, cancel))
+        sequence = self._splice(ids, self._encoder.encode_all(images, progress, cancel))
         return self._generation(sequence, options, mode, rule, cancel, progress)
 
     def prompt(
@@ -338,13 +313,13 @@ class Model:
             preprocess_seconds,
             encode_seconds=0.0,
             images=len(patches),
-            cached_images=sum(p.digest in self._features for p in patches),
+            cached_images=sum(map(self._encoder.holds, patches)),
             image_tokens=sum(p.num_patches for p in patches),
             text_tokens=len(prompt.ids) - prompt.num_images,
         )
         started = perf_counter()
         try:
-            features = self._encode(patches, progress, cancel)
+            features = self._encoder.encode_all(patches, progress, cancel)
         except Cancelled:
             yield cancelled_early(replace(cost, encode_seconds=perf_counter() - started))
             return
@@ -353,25 +328,6 @@ class Model:
         generation = self._generation(sequence, options, prompt.mode, rule, cancel, progress)
         splitter = ThoughtSplitter.for_tokenizer(self.tokenizer, prompt.mode)
         yield from stream_text(generation, self.tokenizer, splitter, StopTexts(options.stop), cost)
-
-    def _encode(
-        self,
-        patches: Sequence[Patches | ImageFeatures],
-        progress: StageProgress | None = None,
-        cancel: Cancel | None = None,
-    ) -> list[ImageFeatures]:
-        features = []
-        for number, image in enumerate(patches):
-            if cancel is not None and cancel():
-                raise Cancelled(f"cancelled after {number} of {len(patches)} images")
-            if progress is not None:
-                progress("encode", number, len(patches))
-            if not isinstance(image, ImageFeatures):
-                image = ImageFeatures(image.digest, self.encode_image(image))
-            features.append(image)
-        if progress is not None and patches:
-            progress("encode", len(patches), len(patches))
-        return features
 
     def _splice(self, ids: ArrayLike, features: Sequence[ImageFeatures]) -> InputSequence:
         return splice(ids, features, vocab_size=self._decoder.vocab_size, hidden_size=self._decoder.hidden_size)

@@ -53,9 +53,8 @@ class CountingEncoder:
 def counted(context: int | None = None) -> tuple[Model, CountingEncoder]:
     """A model of its own, and its encoder."""
     model = phisight.load("demo", threads=1, context=context)
-    assert model._encoder is not None
-    encoder = CountingEncoder(model._encoder)
-    model._encoder = encoder
+    encoder = CountingEncoder(model._encoder.engine)
+    model._encoder.engine = encoder
     return model, encoder
 
 
@@ -102,7 +101,7 @@ def test_an_image_is_encoded_once() -> None:
 
 def test_the_features_used_least_recently_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model, encoder = counted()
-    monkeypatch.setattr("phisight.model.FEATURE_CACHE_BYTES", (32 + 64) * TOKEN_BYTES)
+    monkeypatch.setattr("phisight.cached_encoder.FEATURE_CACHE_BYTES", (32 + 64) * TOKEN_BYTES)
     price, chart, buttons = (model.preprocess(picture) for picture in (PRICE, CHART, BUTTONS))
     for patches in (price, chart, price, buttons, price):  # buttons take the place of chart
         model.encode_image(patches)
@@ -113,7 +112,7 @@ def test_the_features_used_least_recently_make_room(monkeypatch: pytest.MonkeyPa
 
 def test_the_last_image_is_kept_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model, encoder = counted()
-    monkeypatch.setattr("phisight.model.FEATURE_CACHE_BYTES", 1)
+    monkeypatch.setattr("phisight.cached_encoder.FEATURE_CACHE_BYTES", 1)
     answer = model.generate(QUESTION, [PRICE, CHART])
     assert answer.stats.image_tokens == 32 + 48
     model.generate(QUESTION, [CHART])
@@ -334,7 +333,9 @@ def test_what_stands_elsewhere_is_noted(model: Model) -> None:
 
 def test_only_the_tokenizers_ids_are_drawn(model: Model) -> None:
     decoder = phisight.load("demo", threads=1)._decoder._decoder
-    wide = Model(model.manifest, model.tokenizer, model.prompts, model._encoder, WideDecoder(decoder), context=1024)
+    wide = Model(
+        model.manifest, model.tokenizer, model.prompts, model._encoder.engine, WideDecoder(decoder), context=1024
+    )
     assert wide.score([1, 2, 3]).shape == (3, 840)
     for options in (model.options(temperature=0), model.options(temperature=0.01, seed=0)):
         assert wide.generate(QUESTION, [PRICE], options=options).text == "$6.75"
