@@ -59,7 +59,7 @@ class Model:
     """A loaded model. One answer at a time; not for two threads at once.
 
     `notes` say which device and how many threads were chosen, and why. `prompt_lookup` is the default of the option
-    (off: measured gains are small, see bench/prompt_lookup.py).
+    (off: docs/performance.md says why).
     """
 
     prompt_lookup = False
