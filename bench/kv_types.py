@@ -38,7 +38,8 @@ def main() -> None:
         kind: OrtDecoder(directory, settings, config, decoder_graph(directory, manifest, kind))
         for kind in (None, "int8")
     }
-    capacity = max(args.positions) + CHUNK
+    places = sorted({min(positions, config.context_length - CHUNK) for positions in args.positions})
+    capacity = places[-1] + CHUNK
     for kind, decoder in decoders.items():
         decoder.reserve(capacity)
         for pair in decoder._cache:
@@ -47,7 +48,7 @@ def main() -> None:
         held = sum(memory.numpy().nbytes for pair in decoder._cache for memory in pair)
         print(f"{kind or 'own'}: {decoder.kv_bytes_per_token} bytes a position, {held / 2**20:.0f} MiB of {capacity}")
     rng = np.random.default_rng(0)
-    for positions in args.positions:
+    for positions in places:
         for count, repeats in REPEATS.items():
             seconds: dict[str | None, list[float]] = {kind: [] for kind in decoders}
             for _ in range(repeats):

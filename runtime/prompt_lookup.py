@@ -37,7 +37,7 @@ FIRST_GUESSES, MOST_GUESSES = 4, 16
 class DraftCosts:
     """What checking takes, in times of a run of one token: `run` once for each check, `token` for each drafted token.
 
-    The defaults are a little more than ONNX Runtime takes at the real widths with INT4 (`python bench/prompt_lookup.py`).
+    The defaults are a bit more than ONNX Runtime takes at the real widths with INT4 (`python bench/prompt_lookup.py`).
     They are constants, so that the same seed gives the same runs of the engine on any day.
     """
 
