@@ -31,7 +31,7 @@ __all__ = ["probe_bytes", "probe_config", "write_gguf_probe", "write_onnx_probe"
 DECODER_WEIGHTS = 400 << 20
 TOWER_WEIGHTS = 64 << 20
 """Layers are added up to about so many weights, or to the model's depth; widths stay, since they decide how fast a
-matrix is. One layer of the 15B model is its probe: see `tail_share` for what of it a prefill runs through."""
+matrix is. One layer of the 15B model is its probe."""
 VOCABULARY = 1024
 POSITIONS = 2048
 PIECE = 1 << 20

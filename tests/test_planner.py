@@ -174,8 +174,6 @@ def test_work_is_that_of_the_matrices() -> None:
     head = d.hidden_size * d.vocab_size
     assert prefill_operations(d, 1) == pytest.approx(2 * (40 * layer + head))
     assert chunk_operations(d, 10) == pytest.approx(20 * (39 * layer + d.hidden_size * 7680))
-    more = chunk_operations(d, 10, whole_attention=True) - chunk_operations(d, 10)
-    assert more == pytest.approx(20 * d.hidden_size**2)
 
 
 @pytest.mark.parametrize(("text", "size"), [("16GB", 16 * 10**9), ("1.5 GiB", 3 << 29), ("512m", 512 * 10**6)])

@@ -22,11 +22,9 @@ def prefill_operations(d: DecoderConfig, positions: int) -> float:
     return chunk_operations(d, positions) + 2.0 * tail_share(d) * _weights(d)
 
 
-def chunk_operations(d: DecoderConfig, positions: int, *, whole_attention: bool = False) -> float:
-    """That part of them that every position runs through. llama.cpp picks positions one matrix later: the attention's
-    output is computed for all (`whole_attention`)."""
-    output = d.hidden_size**2 if whole_attention else 0
-    return 2.0 * positions * ((1 - tail_share(d)) * _weights(d) + output)
+def chunk_operations(d: DecoderConfig, positions: int) -> float:
+    """That part of them that every position runs through."""
+    return 2.0 * positions * (1 - tail_share(d)) * _weights(d)
 
 
 def tail_share(d: DecoderConfig) -> float:

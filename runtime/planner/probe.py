@@ -13,14 +13,14 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phisight.bench.clock import seconds_of
 from phisight.bench.contender import Contender, Opened
 from phisight.bench.work import (
     attention_operations,
-    chunk_operations,
     encode_operations,
-    tail_share,
+    prefill_operations,
     tower_attention_operations,
 )
 from phisight.child_process import ChildProcess
@@ -88,7 +88,7 @@ def _decoder(opened: Opened, step_bytes: int, engine: str) -> DecoderRates:
         firsts.append(seconds[0])
         lasts.append(seconds[-1])
     square = attention_operations(d, CHUNK, 0), attention_operations(d, CHUNK, (CHUNKS - 1) * CHUNK)
-    even, attention = attention_share(median(firsts), median(lasts), 1.0, square)
+    _, attention = attention_share(median(firsts), median(lasts), 1.0, square)
     far = _step(opened, ids)
     decoder.truncate(STEPS)
     near = _step(opened, ids)
@@ -96,12 +96,18 @@ def _decoder(opened: Opened, step_bytes: int, engine: str) -> DecoderRates:
     weights = near / step_bytes
     low, high = (ratio * weights for ratio in CACHE_RATIO)
     cache = min(max((far - near) / cached, low), high)
-    every = max(even - tail_share(d) * near, 0.1 * even)
-    operations = chunk_operations(d, CHUNK, whole_attention=engine == "llama.cpp")
-    return DecoderRates(every / operations, attention, weights, cache)
+    # Where all positions get logits, the last layer of a small model is run for all, too.
+    whole = _usual(partial(_whole, opened, ids[:CHUNK])) - attention * square[0]
+    return DecoderRates(whole / (CHUNK * prefill_operations(d, 1)), attention, weights, cache)
 
 
-def _step(opened: Opened, ids: np.ndarray[tuple[int], np.dtype[np.int32]]) -> float:
+def _whole(opened: Opened, ids: NDArray[np.int32]) -> None:
+    """A chunk from an empty cache, all positions of which get logits."""
+    opened.decoder.truncate(0)
+    opened.decoder.append([ids], "all")
+
+
+def _step(opened: Opened, ids: NDArray[np.int32]) -> float:
     """Seconds of a step behind what is cached."""
     opened.decoder.append([ids[:1]])
     return median(seconds_of(partial(opened.decoder.append, [ids[i : i + 1]])) for i in range(STEPS))
