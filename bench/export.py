@@ -26,11 +26,12 @@ STEP = 0.2
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds, most bytes of anonymous memory, and whether the run came to its end."""
+    """Seconds, most bytes of anonymous memory, whether the run came to its end, and whether it was killed."""
 
     seconds: float
     memory: int
     done: bool
+    killed: bool
 
 
 def main() -> int:
@@ -56,7 +57,9 @@ def main() -> int:
         again = args.out.with_name(args.out.name + "-killed")
         moments = sorted(random.Random(0).uniform(0, whole.seconds) for _ in range(args.kills))
         for before, moment in zip([0.0, *moments], moments, strict=False):
-            _run(args.checkpoint, again, args.options, kill_after=moment - before)
+            if not _run(args.checkpoint, again, args.options, kill_after=moment - before).killed:
+                print(f"{again} ended by itself before the kill at {moment - before:.1f} s")
+                return 1
             print(f"killed after {moment - before:.1f} s", flush=True)
         rest = _run(args.checkpoint, again, args.options)
         same = rest.done and (again / FILE_NAME).read_bytes() == (args.out / FILE_NAME).read_bytes()
@@ -67,15 +70,16 @@ def main() -> int:
 
 def _run(checkpoint: Path, out: Path, options: list[str], kill_after: float = float("inf")) -> Run:
     command = [sys.executable, "-m", "phisight.cli.main", "export", str(checkpoint), str(out), *options]
-    began, most = time.perf_counter(), 0
+    began, most, killed = time.perf_counter(), 0, False
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             most = max(most, _anonymous(watched))
-            if time.perf_counter() - began > kill_after:
+            if time.perf_counter() - began > kill_after and not killed:
                 process.kill()
+                killed = True
             time.sleep(STEP)
-    return Run(time.perf_counter() - began, most, process.returncode == 0)
+    return Run(time.perf_counter() - began, most, process.returncode == 0, killed)
 
 
 def _anonymous(process: psutil.Process) -> int:

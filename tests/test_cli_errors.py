@@ -201,7 +201,7 @@ def test_commands(capsys: Captured) -> None:
     assert "invalid choice: 'runs'" in said
     assert all(name in said for name in COMMANDS)
     assert "COMMAND" in error(capsys)
-    for name in COMMANDS.keys() - {"demo", "cache"}:  # which need no argument
+    for name in COMMANDS.keys() - {"demo", "cache", "plan"}:  # which need no argument
         assert f"(see phisight {name} --help)" in error(capsys, name)
 
 

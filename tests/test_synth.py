@@ -133,7 +133,7 @@ def test_the_small_tokenizer_is_the_golden_ones(golden: Path, small: Path) -> No
 
 
 def test_the_real_tokenizers_special_tokens(golden: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(synth._tokenizer(100352)), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(synth.synthetic_tokenizer(100352)), encoding="utf-8")
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert dict(tokenizer.control_tokens) == json.loads((golden / "tokenizer/special_tokens.json").read_text())
     assert tokenizer.vocab_size == 100352
