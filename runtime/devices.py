@@ -11,15 +11,23 @@ from phisight.errors import EngineError, InputError
 
 __all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices"]
 
-DeviceRequest = Literal["auto", "cpu", "cuda"]
+DeviceRequest = Literal["auto", "cpu", "cuda", "openvino", "openvino:GPU", "openvino:NPU"]
+
+OPENVINO = "openvino"
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device, and the reason for it in words for the user."""
+    """A device of ONNX Runtime, or OpenVINO's name of one where that runs the model; and why, in words for the user."""
 
     device: Device
     reason: str
+    openvino: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+        return self.device if self.openvino is None else f"{OPENVINO}:{self.openvino}"
 
 
 def choose_device(requested: str, float_type: str) -> DeviceChoice:
@@ -27,11 +35,18 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
 
     "auto" takes CUDA where onnxruntime-gpu is installed and the graphs are float16, which CUDA's attention needs.
     Whether the card really works shows when the session is opened: then it is an error, never a quiet fall to the CPU.
+    OpenVINO is taken when it is asked for: what it brings depends on the processor (docs/engines.md).
 
-    Raises InputError for another request, or CUDA with a float32 model; EngineError without ONNX Runtime.
+    Raises InputError for another request, CUDA with a float32 model or OpenVINO with a float16 one; EngineError without
+    ONNX Runtime.
     """
+    engine, _, unit = requested.partition(":")
+    if engine == OPENVINO and requested != f"{OPENVINO}:":
+        if float_type != "f32":
+            raise InputError(f"device {requested} needs a float32 model, this one is {float_type}: export it so")
+        return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
     if requested not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {requested!r}, wanted auto, cpu or cuda")
+        raise InputError(f"device is {requested!r}, wanted auto, cpu, cuda, openvino, openvino:GPU or openvino:NPU")
     import_onnxruntime()
     if requested == "cpu":
         return DeviceChoice("cpu", "as asked for")
@@ -62,7 +77,7 @@ class EngineDevices:
 
 def engine_devices() -> list[EngineDevices]:
     """Every engine, installed or not. No device is started: whether one works shows when a model is opened."""
-    return [_onnxruntime_devices(), _llamacpp_devices()]
+    return [_onnxruntime_devices(), _openvino_devices(), _llamacpp_devices()]
 
 
 def _onnxruntime_devices() -> EngineDevices:
@@ -73,6 +88,15 @@ def _onnxruntime_devices() -> EngineDevices:
     if package_installed("onnxruntime-gpu"):
         return EngineDevices("ONNX Runtime", ("cpu", "cuda"), "cuda is tried when a float16 model is opened")
     return EngineDevices("ONNX Runtime", ("cpu",), "no cuda: onnxruntime-gpu is not installed")
+
+
+def _openvino_devices() -> EngineDevices:
+    if find_spec("openvino") is None:
+        return EngineDevices("OpenVINO", (), 'not installed: pip install "phisight[openvino]"')
+    from phisight.backends.openvino import import_openvino
+
+    found = import_openvino().Core().available_devices
+    return EngineDevices("OpenVINO", tuple(f"{OPENVINO}:{name}" for name in found), "used when asked for")
 
 
 def _llamacpp_devices() -> EngineDevices:

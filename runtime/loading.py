@@ -22,8 +22,9 @@ from phisight.loading_checks import (
     checked_context,
     decoder_graph,
 )
-from phisight.manifest import FILE_NAME, INT8_KV_GRAPH, Manifest
+from phisight.manifest import FILE_NAME, Manifest
 from phisight.model import Model
+from phisight.onnx_engines import open_engines
 from phisight.prompt import PromptBuilder
 from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
@@ -73,7 +74,8 @@ def load(
     `kv_type` is that of the KV cache: None is float16 for GGUF, and the type in which an ONNX model's graph computes.
     "int8" and "q8_0" mean the same, which an ONNX model must be exported for.
 
-    For ONNX: `device` "auto", "cpu" or "cuda"; `accuracy_level` overrides that of the export.
+    For ONNX: `device` "auto", "cpu", "cuda", or "openvino" and "openvino:GPU" for that engine; `accuracy_level`
+    overrides that of the export.
     For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
     llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `repack` None chooses whether llama.cpp keeps a second,
     faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.
@@ -108,27 +110,17 @@ def _load_onnx(
     accuracy_level: Literal[0, 4] | None,
     image_attention: ImageAttention | None,
 ) -> Model:
-    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
-    from phisight.backends.ort_session import SessionSettings, integer_products
     from phisight.devices import choose_device
 
     config = manifest.model
     attention = checked_attention(image_attention, manifest)
     chosen = choose_device(device, str(manifest.options.get("float", "f32")))
     choice = choose_threads(threads)
-    products = integer_products()
-    settings = SessionSettings(chosen.device, choice.count, accuracy_level, products)
-    notes = [f"device {chosen.device}: {chosen.reason}", f"{choice.count} threads: {choice.reason}"]
-    if not products.exact and chosen.device == "cpu":
-        notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
-    notes += attention_notes(attention, manifest)
+    notes = [f"device {chosen.name}: {chosen.reason}", f"{choice.count} threads: {choice.reason}"]
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     check_vocabulary(tokenizer, config, directory)
-    encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
-    decoder = OrtDecoder(directory, settings, config.decoder, graph)
-    if graph == INT8_KV_GRAPH:
-        notes.append(f"KV cache int8: {decoder.kv_bytes_per_token / 1024:g} KiB a token")
-    if attention == "bidirectional" and not decoder.bidirectional:
+    engines = open_engines(directory, manifest, graph, chosen, choice.count, accuracy_level)
+    if attention == "bidirectional" and not engines.bidirectional:
         raise InputError(
             f"{directory} was exported with causal image attention only: export it with --image-attention "
             "bidirectional, which can be run either way, or leave the option out"
@@ -137,9 +129,9 @@ def _load_onnx(
         manifest,
         tokenizer,
         PromptBuilder(tokenizer, read_chat_template(directory)),
-        encoder,
-        decoder,
+        engines.encoder,
+        engines.decoder,
         context=checked_context(context, config.decoder.context_length),
         image_attention=attention,
-        notes=tuple(notes),
+        notes=(*notes, *engines.notes, *attention_notes(attention, manifest)),
     )

@@ -72,12 +72,13 @@ def test_cuda_libraries_are_loaded_before_a_session_opens(monkeypatch: pytest.Mo
 
 
 def test_engines_that_are_missing_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    ort, llama = engine_devices()
+    ort, _, llama = engine_devices()
     assert ort.devices[0] == "cpu"
     assert llama.devices[0] == "cpu"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
-    ort, llama = engine_devices()
-    assert (ort.devices, llama.devices) == ((), ())
+    ort, openvino, llama = engine_devices()
+    assert (ort.devices, openvino.devices, llama.devices) == ((), (), ())
     assert "phisight[cpu]" in ort.reason
+    assert "phisight[openvino]" in openvino.reason
     assert "phisight[gguf]" in llama.reason

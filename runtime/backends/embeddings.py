@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ class Embeddings:
     def columns(self) -> int:
         """Width of a row."""
         return int(self._table.columns)
+
+    def fill(self, pieces: Sequence[Piece], out: NDArray[np.float32]) -> None:
+        """Write the pieces, in order, into `out` (n, hidden) float32: rows of token ids, image features as they are."""
+        at = 0
+        for piece in pieces:
+            place = out[at : at + len(piece)]
+            if piece.ndim == 1:
+                self.lookup(piece, place)
+            else:
+                place[...] = piece
+            at += len(piece)
 
     def lookup(self, ids: Piece, out: NDArray[np.float32]) -> None:
         """Write the rows of `ids` (n,) int32 into `out` (n, hidden) float32."""

@@ -181,7 +181,7 @@ class OrtDecoder:
         else:
             call = self._call(count, count if logits == "all" else 1, causal=causal)
             binding = self._bind(call)
-        self._embed(pieces, call.embeds[0])
+        self._embeddings.fill(pieces, call.embeds[0])
         total = self._length + count
         call.seqlens_k[0] = total - 1
         call.total[...] = total
@@ -195,16 +195,6 @@ class OrtDecoder:
 
     def _call(self, n: int, wanted: int, *, causal: bool) -> _Call:
         return _Call(self._ort, self._config, n, wanted, None if not self._bidirectional else not causal)
-
-    def _embed(self, pieces: Sequence[Piece], out: NDArray[np.float32]) -> None:
-        at = 0
-        for piece in pieces:
-            place = out[at : at + len(piece)]
-            if piece.ndim == 1:
-                self._embeddings.lookup(piece, place)
-            else:
-                place[...] = piece
-            at += len(piece)
 
     def _bind(self, call: _Call) -> Any:
         binding = self._session.io_binding()

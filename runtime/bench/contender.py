@@ -33,13 +33,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Contender:
-    """One engine: ONNX Runtime on a directory, or llama.cpp on model.gguf and mmproj.gguf in it.
+    """One engine: ONNX Runtime on a directory, OpenVINO on its decoder, llama.cpp on model.gguf and mmproj.gguf in it.
 
     `repack` and `flash` are llama.cpp's: whether weights are kept in a second layout, and flash attention.
     """
 
     name: str
-    engine: Literal["onnxruntime", "llama.cpp"]
+    engine: Literal["onnxruntime", "openvino", "llama.cpp"]
     directory: Path
     config: ModelConfig
     threads: int
@@ -49,11 +49,17 @@ class Contender:
     def settings(self) -> dict[str, str | int | bool]:
         """For the report."""
         shown: dict[str, str | int | bool] = {"name": self.name, "engine": self.engine, "threads": self.threads}
-        return shown if self.engine == "onnxruntime" else shown | {"repack": self.repack, "flash_attention": self.flash}
+        return shown if self.engine != "llama.cpp" else shown | {"repack": self.repack, "flash_attention": self.flash}
 
     def open(self) -> Opened:
         """Raises EngineError, ModelDirError."""
-        return _open_onnx(self) if self.engine == "onnxruntime" else _open_llama(self)
+        match self.engine:
+            case "onnxruntime":
+                return _open_onnx(self)
+            case "openvino":
+                return _open_openvino(self)
+            case "llama.cpp":
+                return _open_llama(self)
 
 
 @dataclass
@@ -109,6 +115,13 @@ def _open_onnx(contender: Contender) -> Opened:
     if config.vision is not None:
         encoder = OrtVisionEncoder(contender.directory, settings, config.decoder.hidden_size)
     return Opened(config, OrtDecoder(contender.directory, settings, config.decoder), encoder)
+
+
+def _open_openvino(contender: Contender) -> Opened:
+    from phisight.backends.openvino import OpenVinoDecoder, OpenVinoSettings
+
+    settings = OpenVinoSettings(threads=contender.threads)
+    return Opened(contender.config, OpenVinoDecoder(contender.directory, settings, contender.config.decoder), None)
 
 
 def _open_llama(contender: Contender) -> Opened:

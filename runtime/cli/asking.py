@@ -94,7 +94,12 @@ def add_length_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How the model is opened."""
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="of ONNX models: auto (default), cpu, cuda, openvino, openvino:GPU, openvino:NPU",
+    )
     parser.add_argument("--context", type=int, metavar="N", help="most positions of prompt and answer together")
     parser.add_argument(
         "--accuracy-level",

@@ -1,4 +1,4 @@
-"""`phisight bench`: seconds of each stage of inference, beside llama.cpp on the same weights."""
+"""`phisight bench`: seconds of each stage of inference, beside another engine on the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = """Every engine runs in a process of its own, and they take turns: medians of the runs are compared. For
 --against llama.cpp the model's blocks are written as Q4_0 and Q8_0, the very same numbers, and its tower as F16, into a
-temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts.
+temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts. --against
+openvino times that engine's decoder on the very same file.
 
 A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
 takes and what all the rest: times of 40 and 26 layers follow from that.
@@ -39,7 +40,8 @@ second_question (about the same image), load
 examples:
   phisight bench demo --stages encode_256,prefill,decode
   phisight bench demo --budget-curve --tasks read,chart --out curve.svg
-  phisight bench phi4-int4 --against llama.cpp --json"""
+  phisight bench phi4-int4 --against llama.cpp --json
+  phisight bench phi4-int4 --against openvino --stages prefill,decode"""
 
 BUSY = 0.5
 """Processes that run on average, above which the machine has other work to do."""
@@ -57,7 +59,7 @@ VARIANTS: tuple[tuple[str, bool, Flash], ...] = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an ONNX model directory, or demo")
-    parser.add_argument("--against", choices=["llama.cpp"], help="another engine to time on the same weights")
+    parser.add_argument("--against", choices=["llama.cpp", "openvino"], help="an engine to time on the same weights")
     parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
@@ -83,6 +85,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if manifest.model.vision is None:
         stages = tuple(stage for stage in stages if stage.kind != "encode")
+    if args.against == "openvino":
+        stages = tuple(stage for stage in stages if stage.kind not in ("encode", "second_question"))
+        if not stages:
+            raise InputError("--against openvino times the decoder: name stages such as prefill,decode")
     depth = _depth(manifest)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None and load > BUSY:
@@ -166,7 +172,9 @@ def _contenders(
         ours.mkdir()
         write_shallow(directory, ours, layers)
     contenders = [Contender(OURS, "onnxruntime", ours, config, threads)]
-    if args.against is not None:
+    if args.against == "openvino":
+        contenders.append(Contender("OpenVINO", "openvino", ours, config, threads))
+    if args.against == "llama.cpp":
         total = sum(entry.weights for entry in manifest.tensors.values())
         with console.progress("writing GGUF", total, "w") as bar:
             transcribe(directory, folder, layers=layers, progress=bar.add)

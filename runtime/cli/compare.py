@@ -107,7 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="of ONNX models")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="of ONNX models: auto (default), cpu, cuda, openvino"
+    )
     parser.add_argument("--json", action="store_true", help="the report as one JSON document on standard output")
 
 

@@ -37,7 +37,7 @@ COMMANDS = {
     "demo": Command("phisight.cli.demo", "ask the built-in model about pictures drawn for it"),
     "eval": Command("phisight.cli.eval", "ask questions whose answers are known, and count the right ones"),
     "compare": Command("phisight.cli.compare", "measure what each quantisation costs and buys"),
-    "bench": Command("phisight.cli.bench", "time each stage, beside llama.cpp on the same weights"),
+    "bench": Command("phisight.cli.bench", "time each stage, beside another engine on the same weights"),
     "plan": Command("phisight.cli.plan", "tell what each variant of a model takes on a machine"),
     "batch": Command("phisight.cli.batch", "answer a file of questions, resuming where it stopped"),
     "serve": Command("phisight.cli.serve", "serve a model to programs over the network"),
