@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from typing import Literal
 
 from phisight.backends.ort_session import Device, import_onnxruntime, package_installed
+from phisight.backends.ort_webgpu import add_webgpu, webgpu_installed
 from phisight.errors import EngineError, InputError
 
 __all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices"]
 
-DeviceRequest = Literal["auto", "cpu", "cuda", "openvino", "openvino:GPU", "openvino:NPU"]
+DeviceRequest = Literal["auto", "cpu", "cuda", "webgpu", "openvino", "openvino:GPU", "openvino:NPU"]
 
 OPENVINO = "openvino"
 
@@ -35,7 +36,7 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
 
     "auto" takes CUDA where onnxruntime-gpu is installed and the graphs are float16, which CUDA's attention needs.
     Whether the card really works shows when the session is opened: then it is an error, never a quiet fall to the CPU.
-    OpenVINO is taken when it is asked for: what it brings depends on the processor (docs/engines.md).
+    OpenVINO and WebGPU are taken when they are asked for: what they bring depends on the machine (docs/engines.md).
 
     Raises InputError for another request, CUDA with a float32 model or OpenVINO with a float16 one; EngineError without
     ONNX Runtime.
@@ -45,9 +46,14 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
         if float_type != "f32":
             raise InputError(f"device {requested} needs a float32 model, this one is {float_type}: export it so")
         return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
-    if requested not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {requested!r}, wanted auto, cpu, cuda, openvino, openvino:GPU or openvino:NPU")
-    import_onnxruntime()
+    if requested not in ("auto", "cpu", "cuda", "webgpu"):
+        known = "auto, cpu, cuda, webgpu, openvino, openvino:GPU or openvino:NPU"
+        raise InputError(f"device is {requested!r}, wanted {known}")
+    ort = import_onnxruntime()
+    if requested == "webgpu":
+        if not webgpu_installed(ort):
+            raise InputError('device webgpu needs its provider: pip install "phisight[webgpu]"')
+        return DeviceChoice("webgpu", "as asked for")
     if requested == "cpu":
         return DeviceChoice("cpu", "as asked for")
     gpu_package = package_installed("onnxruntime-gpu")
@@ -82,12 +88,25 @@ def engine_devices() -> list[EngineDevices]:
 
 def _onnxruntime_devices() -> EngineDevices:
     try:
-        import_onnxruntime()
+        ort = import_onnxruntime()
     except EngineError as error:
         return EngineDevices("ONNX Runtime", (), str(error))
+    found, reasons = ["cpu"], []
     if package_installed("onnxruntime-gpu"):
-        return EngineDevices("ONNX Runtime", ("cpu", "cuda"), "cuda is tried when a float16 model is opened")
-    return EngineDevices("ONNX Runtime", ("cpu",), "no cuda: onnxruntime-gpu is not installed")
+        found.append("cuda")
+        reasons.append("cuda is tried when a float16 model is opened")
+    else:
+        reasons.append("no cuda: onnxruntime-gpu is not installed")
+    if not webgpu_installed(ort):
+        reasons.append('no webgpu: pip install "phisight[webgpu]"')
+    else:
+        try:
+            add_webgpu(ort, ort.SessionOptions())
+            found.append("webgpu")
+            reasons.append("webgpu is used when asked for")
+        except EngineError as error:
+            reasons.append(f"no webgpu: {error}")
+    return EngineDevices("ONNX Runtime", tuple(found), "; ".join(reasons))
 
 
 def _openvino_devices() -> EngineDevices:

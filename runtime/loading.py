@@ -85,6 +85,7 @@ def load(
     directory = model_directory(path)
     gguf = LlamaCppSettings(gpu_layers, "q8_0" if kv_type == "int8" else kv_type or "f16", repack, verbose)
     if directory.is_file():
+        _check_device_of_gguf(device, directory)
         return load_gguf(GgufFiles.of_files(directory, mmproj), threads, context, vision_engine, gguf, image_attention)
     if mmproj is not None:
         raise InputError(f"mmproj goes with a GGUF file, but {directory} is a directory: leave it out")
@@ -92,12 +93,18 @@ def load(
     if manifest.format == "gguf":
         if accuracy_level is not None:
             raise InputError(f"{directory} is a GGUF model: accuracy_level is for ONNX models")
+        _check_device_of_gguf(device, directory)
         files = GgufFiles.of_directory(directory, manifest)
         return load_gguf(files, threads, context, vision_engine, gguf, image_attention)
     if replace(gguf, kv_type="f16") != LlamaCppSettings() or vision_engine != "auto":
         raise InputError(f"{directory} is an ONNX model: gpu_layers, repack and vision_engine are for GGUF")
     graph = decoder_graph(directory, manifest, kv_type)
     return _load_onnx(directory, manifest, graph, device, threads, context, accuracy_level, image_attention)
+
+
+def _check_device_of_gguf(device: str, path: Path) -> None:
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device is {device}, but {path} is a GGUF model: gpu_layers puts layers of it on a GPU")
 
 
 def _load_onnx(

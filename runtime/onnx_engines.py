@@ -45,6 +45,14 @@ def open_engines(
     products = integer_products()
     settings = SessionSettings(chosen.device, threads, accuracy_level, products)
     notes = []
+    if chosen.device == "webgpu":
+        if graph == INT8_KV_GRAPH:
+            raise InputError("kv_type is int8, which WebGPU's attention cannot read: leave it out, or take device cpu")
+        if _rounded_parts(manifest):
+            raise InputError(
+                "WebGPU has no INT8 products, which this model's w8a8 layers need: export it with --vision f16 or int8, "
+                "or take device cpu"
+            )
     if not products.exact and chosen.device == "cpu":
         notes.append("this processor's INT8 products saturate: slower, exact kernels are used")
     encoder = None if config.vision is None else OrtVisionEncoder(directory, settings, config.decoder.hidden_size)
@@ -63,7 +71,7 @@ def _openvino(
 
     if graph == INT8_KV_GRAPH:
         raise InputError("kv_type is int8, which OpenVINO cannot read: leave it out, or take device cpu")
-    rounded = {entry.part for entry in manifest.tensors.values() if entry.scheme == ROUNDED_ROWS}
+    rounded = _rounded_parts(manifest)
     if rounded & {"decoder", "head"}:
         raise InputError("OpenVINO computes w8a8 layers wrongly, and the decoder has some: take device cpu")
     level: Literal[0, 4] = accuracy_level if accuracy_level is not None else _own_level(manifest)
@@ -79,6 +87,10 @@ def _openvino(
         encoder = OpenVinoVisionEncoder(directory, settings, config.decoder.hidden_size)
     decoder = OpenVinoDecoder(directory, settings, config.decoder)
     return OnnxEngines(encoder, decoder, decoder.bidirectional, tuple(notes))
+
+
+def _rounded_parts(manifest: Manifest) -> set[str]:
+    return {entry.part for entry in manifest.tensors.values() if entry.scheme == ROUNDED_ROWS}
 
 
 def _own_level(manifest: Manifest) -> Literal[0, 4]:

@@ -120,6 +120,9 @@ def test_what_does_not_fit(export: Callable[..., Path], tmp_path: Path, golden: 
         phisight.load(directory, mmproj=mmproj)
     with pytest.raises(InputError, match="accuracy_level is for ONNX"):
         phisight.load(directory, accuracy_level=0)
+    for path in (directory, text):
+        with pytest.raises(InputError, match=r"device is openvino, but .* is a GGUF model"):
+            phisight.load(path, device="openvino")
     with pytest.raises(InputError, match="are for GGUF"):
         phisight.load("demo", gpu_layers=1)
     with pytest.raises(InputError, match="gpu_layers is -1"):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from phisight.backends.base import LogitsWanted, Piece
 from phisight.backends.embeddings import Embeddings
 from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session, shrinking_run
+from phisight.backends.ort_webgpu import on_webgpu
 from phisight.chunks import chunk_bytes
 from phisight.config import DecoderConfig
 from phisight.errors import EngineError, InputError
@@ -173,18 +174,16 @@ class OrtDecoder:
             raise EngineError("this decoder.onnx is causal only: export it with --image-attention bidirectional")
         count = sum(len(piece) for piece in pieces)
         self.reserve(self._length + count)
-        if count == 1:
-            call = self._step
-            if self._step_binding is None:
-                self._step_binding = self._bind(call)
-            binding = self._step_binding
-        else:
-            call = self._call(count, count if logits == "all" else 1, causal=causal)
-            binding = self._bind(call)
-        self._embeddings.fill(pieces, call.embeds[0])
         total = self._length + count
+        call = self._step if count == 1 else self._call(count, count if logits == "all" else 1, causal=causal)
+        self._embeddings.fill(pieces, call.embeds[0])
         call.seqlens_k[0] = total - 1
         call.total[...] = total
+        binding = self._step_binding if count == 1 else None
+        if binding is None:
+            binding = self._bind(call)
+        if count == 1 and self._device == "cpu":  # elsewhere binding copies the inputs, so that each run needs its own
+            self._step_binding = binding
         try:
             self._session.run_with_iobinding(binding, None if count == 1 else self._chunk_options)
         except Exception as error:  # the engine raises classes of its own, which differ between versions
@@ -210,6 +209,8 @@ class OrtDecoder:
         return binding
 
     def _on_device(self, memory: NDArray[Any]) -> Any:
+        if self._device == "webgpu":
+            return on_webgpu(self._ort, memory)
         return self._ort.OrtValue.ortvalue_from_numpy(memory, self._device, 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from phisight.backends.ort_webgpu import PROVIDER, add_webgpu
 from phisight.errors import EngineError
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
     "shrinking_run",
 ]
 
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda", "webgpu"]
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-webgpu")
+"""Distributions of one and the same module."""
 
 ACCURACY_LEVEL = b"accuracy_level\x18"
 """An attribute's name and the tag of its integer, in the protobuf of a graph: the next byte is the level."""
@@ -58,12 +62,12 @@ class SessionSettings:
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module. Raises EngineError that names the extra, or two packages in each other's way."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if package_installed(name)]
-    if len(installed) == 2:
+    """The onnxruntime module. Raises EngineError that names the extra, or packages in each other's way."""
+    installed = [name for name in PACKAGES if package_installed(name)]
+    if len(installed) > 1:
         raise EngineError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            'pip uninstall both, then pip install "phisight[cuda]" or "phisight[cpu]"'
+            f"{' and '.join(installed)} are installed and overwrite each other: "
+            'pip uninstall them all, then pip install "phisight[cuda]" or "phisight[cpu]"'
         )
     try:
         import onnxruntime
@@ -103,10 +107,12 @@ def open_session(path: Path, settings: SessionSettings) -> Any:
         options.add_session_config_entry("session.x64quantprecision", "1")
     if settings.device == "cpu" and not settings.products.matmul_nbits:
         level = 0
-    providers = ["CPUExecutionProvider"]
+    providers: list[str] | None = ["CPUExecutionProvider"]
     if settings.device == "cuda":
         _load_cuda_libraries(ort)
-        providers.insert(0, "CUDAExecutionProvider")
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if settings.device == "webgpu":
+        providers = add_webgpu(ort, options)
     model: str | bytes = str(path)
     if level is not None:
         model = _with_accuracy_level(path.read_bytes(), level)
@@ -115,6 +121,8 @@ def open_session(path: Path, settings: SessionSettings) -> Any:
         session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # the engine raises classes of its own, which differ between versions
         raise EngineError(f"ONNX Runtime cannot open {path}: {error}") from error
+    if settings.device == "webgpu" and PROVIDER not in session.get_providers():
+        raise EngineError("WebGPU was asked for, but ONNX Runtime could not start it: run with --device cpu")
     if settings.device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(
             "CUDA was asked for, but ONNX Runtime could not start it: check the driver with nvidia-smi, "

@@ -11,8 +11,8 @@ import numpy as np
 
 __all__ = ["question_seconds"]
 
-SIDE = 256
-"""Of the image, in pixels: 256 patches where the model's budget allows as many."""
+SIDE = 512
+"""Of the image, in pixels: 1024 patches where the model's budget allows as many."""
 
 
 def question_seconds(directory: Path, threads: int) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="of ONNX models: auto (default), cpu, cuda, openvino, openvino:GPU, openvino:NPU",
+        help="of ONNX models: auto (default), cpu, cuda, webgpu, openvino, openvino:GPU, openvino:NPU",
     )
     parser.add_argument("--context", type=int, metavar="N", help="most positions of prompt and answer together")
     parser.add_argument(
