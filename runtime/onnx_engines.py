@@ -50,7 +50,7 @@ def open_engines(
             raise InputError("kv_type is int8, which WebGPU's attention cannot read: leave it out, or take device cpu")
         if _rounded_parts(manifest):
             raise InputError(
-                "WebGPU has no INT8 products, which this model's w8a8 layers need: export it with --vision f16 or int8, "
+                "WebGPU has no INT8 products, which this model's w8a8 layers need: export with --vision f16 or int8, "
                 "or take device cpu"
             )
     if not products.exact and chosen.device == "cpu":
