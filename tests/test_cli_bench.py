@@ -43,6 +43,20 @@ def test_every_stage_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(Path(tempfile.gettempdir()).glob("phisight-bench-*")) <= left
 
 
+def test_a_k_quant_of_the_checkpoint_is_told_apart(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> None:
+    command = ["bench", "demo", "--stages", "encode_256,decode", "--runs", "1", "--checkpoint"]
+    assert main([*command, "demo", "--against", "llama.cpp", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    row = report["stages"]["decode"]
+    assert row["other_weights"]["llama.cpp Q4_K_M"] > 0
+    assert "llama.cpp Q4_K_M" not in row["others"]
+    assert "other_weights" not in report["stages"]["encode_256"]
+    assert main([*command, "demo"]) == 2
+    assert "goes with --against llama.cpp" in capsys.readouterr().err
+    assert main([*command, str(tiny_checkpoint), "--against", "llama.cpp"]) == 2
+    assert "has another configuration" in capsys.readouterr().err
+
+
 def test_the_transcription_holds_the_same_numbers(tmp_path: Path) -> None:
     directory = model_directory("demo")
     transcribe(directory, tmp_path)

@@ -47,6 +47,19 @@ def test_the_real_model_needs_no_file(rates: Path, capsys: pytest.CaptureFixture
     assert less["first_token_s"] < 0.3 * rows["ONNX INT4 block 32"]["first_token_s"]
 
 
+def test_an_int8_cache_takes_less(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, small = (_plan(capsys, "--rates", rates, *kv)["variants"] for kv in ((), ("--kv", "int8")))
+    for a, b in zip(plain, small, strict=True):
+        share = 1 / 4 if a["name"].startswith("ONNX") else 34 / 64
+        assert b["memory"]["kv"] == pytest.approx(share * a["memory"]["kv"])
+        assert b["command"] == a["command"] + (" --kv int8" if a["name"].startswith("ONNX") else "")
+    assert plain[0]["memory"]["kv"] == 5067 * 400 * 1024
+    assert main(["plan", "--rates", str(rates), "--kv", "int8"]) == 0
+    assert "KV cache: int8" in capsys.readouterr().out
+    assert main(["plan", "demo", "--check", "--kv", "int8", "--rates", str(rates)]) == 2
+    assert "measures a float KV cache" in capsys.readouterr().err
+
+
 def test_the_table_says_where_numbers_come_from(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--rates", str(rates), "--memory", "64GB", "--vram", "8GB", "--ttft", "60s"]) == 0
     said = capsys.readouterr().out

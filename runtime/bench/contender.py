@@ -36,6 +36,7 @@ class Contender:
     """One engine: ONNX Runtime on a directory, OpenVINO on its decoder, llama.cpp on model.gguf and mmproj.gguf in it.
 
     `repack` and `flash` are llama.cpp's: whether weights are kept in a second layout, and flash attention.
+    `same_weights`: whether the files hold the very numbers of ours, so that only engines are compared.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Contender:
     threads: int
     repack: bool = True
     flash: Flash = "auto"
+    same_weights: bool = True
 
     def settings(self) -> dict[str, str | int | bool]:
         """For the report."""

@@ -29,7 +29,8 @@ def as_report(
 ) -> dict[str, Any]:
     """The document of `phisight bench --json`, of the stages that were timed.
 
-    The first contender is ours, the second the other engine as it comes, and all but the first are its settings.
+    The first contender is ours, the second the other engine as it comes, and all but the first are its settings; those
+    with other weights than ours are told apart, as `other_weights`.
     `depths` are layers deep, shallow and at full depth, for "encode" and for the decoder's stages; `shallow` None
     extrapolates nothing, nor do times that a busy machine turned round. `decode_bytes` is what a
     decoding step reads of our files.
@@ -41,8 +42,11 @@ def as_report(
         }
         if not medians:
             continue
-        ours, others = contenders[0].name, [c.name for c in contenders[1:] if c.name in medians]
+        ours = contenders[0].name
+        others = [c.name for c in contenders[1:] if c.same_weights and c.name in medians]
         row = _compared(medians, ours, others)
+        if different := [c.name for c in contenders if not c.same_weights and c.name in medians]:
+            row["other_weights"] = {name: medians[name] for name in different}
         samples = deep.of(stage.name, ours)
         row["spread"] = (max(samples) - min(samples)) / medians[ours]
         if stage.kind in (*COMPUTED, "decode"):

@@ -47,6 +47,8 @@ def measure(
         for stage in run:
             for number in range(runs + 1):
                 for process in processes if number % 2 else processes[::-1]:
+                    if stage.kind == "encode" and process.contender.config.vision is None:
+                        continue
                     taken = process.seconds(stage)
                     progress(f"{process.contender.name}: {stage.name}")
                     if number:

@@ -8,6 +8,7 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from phisight.cli.budget_curve import add_curve_options, run_curve
 from phisight.cli.console import Console
 from phisight.cli.extras import needs_extra
 from phisight.errors import InputError
-from phisight.loading import model_directory
+from phisight.loading import checkpoint_directory, model_directory
 from phisight.manifest import Manifest
 from phisight.threads import choose_threads, read_threads
 
@@ -27,7 +28,8 @@ __all__ = ["EXAMPLES", "add_arguments", "run"]
 EXAMPLES = """Every engine runs in a process of its own, and they take turns: medians of the runs are compared. For
 --against llama.cpp the model's blocks are written as Q4_0 and Q8_0, the very same numbers, and its tower as F16, into a
 temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts. --against
-openvino times that engine's decoder on the very same file.
+openvino times that engine's decoder on the very same file. With --checkpoint a Q4_K_M is made and timed as well, and
+told apart, since its weights are others.
 
 A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
 takes and what all the rest: times of 40 and 26 layers follow from that.
@@ -60,6 +62,7 @@ VARIANTS: tuple[tuple[str, bool, Flash], ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an ONNX model directory, or demo")
     parser.add_argument("--against", choices=["llama.cpp", "openvino"], help="an engine to time on the same weights")
+    parser.add_argument("--checkpoint", metavar="DIR", help="what MODEL was made of: llama.cpp runs its Q4_K_M, too")
     parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
@@ -95,8 +98,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.note(
             f"phisight: note: the machine is busy (load {load:.1f}): times and ratios mean little until it is idle"
         )
+    if args.checkpoint is not None and args.against != "llama.cpp":
+        raise InputError("--checkpoint goes with --against llama.cpp: name that too, or leave it out")
     with ExitStack() as stack:
         deep = _contenders(args, directory, manifest, threads.count, None, stack, console)
+        if args.checkpoint is not None:
+            deep.append(_k_quants(args.checkpoint, manifest, threads.count, stack, console))
         samples = _timed(deep, stages, args.runs, console)
         shallow: Samples | None = None
         if depth is not None:
@@ -162,10 +169,7 @@ def _contenders(
     with needs_extra("export"):
         from phisight.export.shallow import write_shallow
         from phisight.export.transcription import shallow_config, transcribe
-    folder = Path(
-        # On Windows files that an ended process held may not be free at once.
-        stack.enter_context(tempfile.TemporaryDirectory(prefix="phisight-bench-", ignore_cleanup_errors=True))
-    )
+    folder = _temporary(stack)
     ours = directory
     if layers is not None:
         ours, config = folder / "onnx", shallow_config(config, layers)
@@ -182,6 +186,31 @@ def _contenders(
             Contender(name, "llama.cpp", folder, config, threads, repack, flash) for name, repack, flash in VARIANTS
         ]
     return contenders
+
+
+def _k_quants(path: str, manifest: Manifest, threads: int, stack: ExitStack, console: Console) -> Contender:
+    """llama.cpp on Q4_K_M of the checkpoint. Raises InputError for another model's, and what an export raises."""
+    with needs_extra("export"):
+        from phisight.export.checkpoint import Checkpoint
+        from phisight.export.convert import export_gguf, plan_gguf
+        from phisight.export.gguf_plan import GgufOptions
+        from phisight.export.transcription import TEXT
+    checkpoint = Checkpoint.open(checkpoint_directory(path))
+    if checkpoint.config != manifest.model:
+        raise InputError(f"--checkpoint {path} has another configuration than MODEL: give the one it was made of")
+    folder = _temporary(stack) / "model"
+    plan = plan_gguf(checkpoint, GgufOptions(decoder="Q4_K_M", onnx_vision="none"))
+    with console.progress("writing Q4_K_M", plan.total_weights(), "w") as bar:
+        export_gguf(checkpoint, plan, folder, progress=bar.add)
+    (folder / "model-q4_k_m.gguf").rename(folder / TEXT)
+    text_only = replace(manifest.model, vision=None)  # its tower is the one that is timed already
+    return Contender("llama.cpp Q4_K_M", "llama.cpp", folder, text_only, threads, same_weights=False)
+
+
+def _temporary(stack: ExitStack) -> Path:
+    # On Windows files that an ended process held may not be free at once.
+    folder = tempfile.TemporaryDirectory(prefix="phisight-bench-", ignore_cleanup_errors=True)
+    return Path(stack.enter_context(folder))
 
 
 def _timed(contenders: Sequence[Contender], stages: Sequence[Stage], runs: int, console: Console) -> Samples:
@@ -204,6 +233,8 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"{'stage':<34}{'ours':>11}{'default':>11}{'best':>11}{'ratio':>8}{'to best':>9}{'of bound':>10}")
     for name, row in report["stages"].items():
         lines.append(_line(name, row))
+        for other, seconds in row.get("other_weights", {}).items():
+            lines.append(f"  {other}: {seconds:.4f} s, {seconds / row['ours_s']:.2f} times ours")
         if row.get("extrapolated"):
             lines.append(_line(f"  with {row['extrapolated']['layers']} layers", row["extrapolated"]))
         if "share_of_first" in row:

@@ -60,6 +60,7 @@ predictions stand beside what was measured.
 examples:
   phisight plan
   phisight plan --memory 16GB --vram 8GB --ttft 20s
+  phisight plan --memory 16GB --kv int8
   phisight plan path/to/checkpoint --images 2 --max-patches 1024
   phisight plan --json > plan.json
   phisight plan --rates plan.json --images 4
@@ -86,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-patches", type=int, metavar="N", help="patches per picture (default: the model's most)")
     parser.add_argument(
         "--context", type=int, metavar="N", help=f"positions kept (default: the prompt and {ANSWER_POSITIONS})"
+    )
+    parser.add_argument(
+        "--kv", choices=["int8"], help="plan for a KV cache in INT8: memory alone, times stay those of a float one"
     )
     parser.add_argument("--ttft", metavar="S", help="tell the patches whose first token comes within, such as 20s")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
@@ -117,7 +121,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.check and target.directory is None:
         raise InputError(f"--check opens a model, but {args.model} is not exported: name a model directory, or demo")
     work = _workload(args, target)
+    if args.check and args.kv is not None:
+        raise InputError("--check measures a float KV cache: leave --kv out, or --check")
     variants = target.variants()
+    if args.kv is not None:
+        variants = [(_with_int8_kv(variant), options) for variant, options in variants]
     machine = _machine(memory, threads, measured=rates is None)
     if rates is None:
         rates = measure_rates(target.config, [options for _, options in variants], threads, console)
@@ -127,6 +135,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "machine": _machine_document(machine, threads),
         "asked": {"images": work.images, "patches": work.patches, "text": work.text, "context": work.context},
         "text_source": target.text_source,
+        "kv": args.kv,
         "vram": vram,
         "ttft": ttft,
         "rates": rates.as_json(),
@@ -149,6 +158,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for line in check_lines(document["check"], document["drift"]) if args.check else ():
         console.line(line)
     return 0
+
+
+def _with_int8_kv(variant: Variant) -> Variant:
+    """An ONNX model must be exported for it, llama.cpp is told when it runs."""
+    option = " --kv int8" if variant.format == "onnx" else ""
+    return replace(variant, int8_kv=True, command=variant.command + option)
 
 
 def _target(args: argparse.Namespace) -> Target:

@@ -146,6 +146,8 @@ def _sources(document: Mapping[str, Any]) -> Iterator[str]:
         "; the tokenizer's size is assumed" if document["text_source"] == "assumed" else ""
     )
     yield "memory: reckoned from what each engine keeps of the weights (docs/performance.md)"
+    if document["kv"] is not None:
+        yield "KV cache: int8 (run with --kv int8), whose times were not measured: they are those of a float one"
     yield f"times: {rates['source']}, on {rates['threads']} threads:"
     for name, entry in rates["decoders"].items():
         reads, computes = 1 / entry["weights"], 1 / entry["matrices"]

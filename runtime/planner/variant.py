@@ -19,7 +19,7 @@ ONNX_TOWER = {"onnx": ("vision", "projector"), "gguf": ("onnx_vision",)}
 class Variant:
     """`files` are sizes in bytes by name, `tensors` as a manifest has them. `command` makes it.
 
-    `decoder`, `head` and `tower` name the rates that apply to them.
+    `decoder`, `head` and `tower` name the rates that apply to them. `int8_kv`: the KV cache is kept as INT8.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Variant:
     head: str
     tower: str
     command: str
+    int8_kv: bool = False
 
     @property
     def file_bytes(self) -> int:
@@ -49,8 +50,11 @@ class Variant:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """ONNX graphs for CPUs cache float32, llama.cpp float16."""
-        return self.config.decoder.kv_bytes_per_token(4 if self.format == "onnx" else 2)
+        """ONNX graphs for CPUs cache float32, llama.cpp float16. As INT8 llama.cpp's q8_0 has a scale for 32 values."""
+        if not self.int8_kv:
+            return self.config.decoder.kv_bytes_per_token(4 if self.format == "onnx" else 2)
+        plain = self.config.decoder.kv_bytes_per_token(1)
+        return plain if self.format == "onnx" else plain * 34 // 32
 
     def decoder_tensors(self) -> list[TensorEntry]:
         return [entry for entry in self.tensors.values() if entry.part in ("decoder", "head")]
