@@ -181,7 +181,7 @@ def test_a_context_too_small(capsys: Captured) -> None:
         (["--max-patches", "145", "--image", str(PRICE)], "max_patches is 145, wanted 1 to 144"),
         (["--max-patches", "0", "--image", str(PRICE)], "max_patches is 0, wanted 1 to 144"),
         (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
-        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--device", "tpu"], "device is 'tpu', wanted auto"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--frob\nnicate"], "unrecognized arguments: --frob nicate"),
         (["--image"], "argument --image: expected one argument"),

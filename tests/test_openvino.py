@@ -165,7 +165,7 @@ def test_a_run_that_fails_leaves_nothing_behind(decoder: OpenVinoDecoder) -> Non
 def test_what_cannot_be_run_is_refused(exported: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="needs a float32 model, this one is f16"):
         choose_device("openvino", "f16")
-    with pytest.raises(InputError, match="wanted auto, cpu, cuda, openvino"):
+    with pytest.raises(InputError, match="wanted auto, cpu, cuda, webgpu, openvino"):
         choose_device("openvino:", "f32")
     with pytest.raises(InputError, match="export without --image-attention bidirectional"):
         opened(exported(DEMO, decoder="f32", vision="f32", image_attention="bidirectional"))
