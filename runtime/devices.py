@@ -44,7 +44,7 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     engine, _, unit = requested.partition(":")
     if engine == OPENVINO and requested != f"{OPENVINO}:":
         if float_type != "f32":
-            raise InputError(f"device {requested} needs a float32 model, this one is {float_type}: export it so")
+            raise InputError(f"device {requested} needs a float32 model, this one is {float_type}: export it with --float f32")
         return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
     if requested not in ("auto", "cpu", "cuda", "webgpu"):
         known = "auto, cpu, cuda, webgpu, openvino, openvino:GPU or openvino:NPU"
@@ -114,7 +114,10 @@ def _openvino_devices() -> EngineDevices:
         return EngineDevices("OpenVINO", (), 'not installed: pip install "phisight[openvino]"')
     from phisight.backends.openvino import import_openvino
 
-    found = import_openvino().Core().available_devices
+    try:
+        found = import_openvino().Core().available_devices
+    except EngineError as error:
+        return EngineDevices("OpenVINO", (), str(error))
     return EngineDevices("OpenVINO", tuple(f"{OPENVINO}:{name}" for name in found), "used when asked for")
 
 

@@ -176,6 +176,7 @@ def test_what_cannot_be_run_is_refused(exported: Exporter, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"phisight\[openvino\]"):
         import_openvino()
+    assert engine_devices()[1].devices == ()
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
