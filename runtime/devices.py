@@ -44,7 +44,9 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     engine, _, unit = requested.partition(":")
     if engine == OPENVINO and requested != f"{OPENVINO}:":
         if float_type != "f32":
-            raise InputError(f"device {requested} needs a float32 model, this one is {float_type}: export it with --float f32")
+            raise InputError(
+                f"device {requested} needs a float32 model, this one is {float_type}: export it with --float f32"
+            )
         return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
     if requested not in ("auto", "cpu", "cuda", "webgpu"):
         known = "auto, cpu, cuda, webgpu, openvino, openvino:GPU or openvino:NPU"
