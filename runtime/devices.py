@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 from phisight.backends.ort_session import Device, import_onnxruntime, package_installed
 from phisight.backends.ort_webgpu import add_webgpu, webgpu_installed
@@ -49,8 +49,7 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
             )
         return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
     if requested not in ("auto", "cpu", "cuda", "webgpu"):
-        known = "auto, cpu, cuda, webgpu, openvino, openvino:GPU or openvino:NPU"
-        raise InputError(f"device is {requested!r}, wanted {known}")
+        raise InputError(f"device is {requested!r}, wanted {', '.join(get_args(DeviceRequest))}")
     ort = import_onnxruntime()
     if requested == "webgpu":
         if not webgpu_installed(ort):

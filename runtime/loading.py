@@ -127,7 +127,7 @@ def _load_onnx(
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
     check_vocabulary(tokenizer, config, directory)
     engines = open_engines(directory, manifest, graph, chosen, choice.count, accuracy_level)
-    if attention == "bidirectional" and not engines.bidirectional:
+    if attention == "bidirectional" and not engines.decoder.bidirectional:
         raise InputError(
             f"{directory} was exported with causal image attention only: export it with --image-attention "
             "bidirectional, which can be run either way, or leave the option out"

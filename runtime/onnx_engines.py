@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from phisight.backends.base import Decoder, VisionEncoder
+from phisight.backends.base import VisionEncoder
 from phisight.devices import DeviceChoice
 from phisight.errors import InputError
 from phisight.manifest import INT8_KV_GRAPH, Manifest
 
+if TYPE_CHECKING:
+    from phisight.backends.openvino import OpenVinoDecoder
+    from phisight.backends.ort import OrtDecoder
+
 __all__ = ["OnnxEngines", "open_engines"]
 
 ROUNDED_ROWS = "int8 channel"
-"""The scheme of layers that round their inputs to INT8 (w8a8)."""
+"""The scheme of layers that round their inputs to INT8 (w8a8): only the tower and the projector have it."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,7 @@ class OnnxEngines:
     """An open decoder, and an encoder unless the model is text only; `notes` are for the user."""
 
     encoder: VisionEncoder | None
-    decoder: Decoder
-    bidirectional: bool
+    decoder: OrtDecoder | OpenVinoDecoder
     notes: tuple[str, ...]
 
 
@@ -48,7 +51,7 @@ def open_engines(
     if chosen.device == "webgpu":
         if graph == INT8_KV_GRAPH:
             raise InputError("kv_type is int8, which WebGPU's attention cannot read: leave it out, or take device cpu")
-        if _rounded_parts(manifest):
+        if _rounds_rows(manifest):
             raise InputError(
                 "WebGPU has no INT8 products, which this model's w8a8 layers need: export with --vision f16 or int8, "
                 "or take device cpu"
@@ -59,7 +62,7 @@ def open_engines(
     decoder = OrtDecoder(directory, settings, config.decoder, graph)
     if graph == INT8_KV_GRAPH:
         notes.append(f"KV cache int8: {decoder.kv_bytes_per_token / 1024:g} KiB a token")
-    return OnnxEngines(encoder, decoder, decoder.bidirectional, tuple(notes))
+    return OnnxEngines(encoder, decoder, tuple(notes))
 
 
 def _openvino(
@@ -71,26 +74,22 @@ def _openvino(
 
     if graph == INT8_KV_GRAPH:
         raise InputError("kv_type is int8, which OpenVINO cannot read: leave it out, or take device cpu")
-    rounded = _rounded_parts(manifest)
-    if rounded & {"decoder", "head"}:
-        raise InputError("OpenVINO computes w8a8 layers wrongly, and the decoder has some: take device cpu")
     level: Literal[0, 4] = accuracy_level if accuracy_level is not None else _own_level(manifest)
     settings = OpenVinoSettings(device, threads, level)
     config = manifest.model
     encoder: VisionEncoder | None = None
     notes = []
-    if config.vision is not None and "vision" in rounded:
+    if config.vision is not None and _rounds_rows(manifest):
         notes.append("the tower is w8a8, which OpenVINO computes wrongly: ONNX Runtime runs it, on the CPU")
         on_cpu = SessionSettings("cpu", threads, accuracy_level, integer_products())
         encoder = OrtVisionEncoder(directory, on_cpu, config.decoder.hidden_size)
     elif config.vision is not None:
         encoder = OpenVinoVisionEncoder(directory, settings, config.decoder.hidden_size)
-    decoder = OpenVinoDecoder(directory, settings, config.decoder)
-    return OnnxEngines(encoder, decoder, decoder.bidirectional, tuple(notes))
+    return OnnxEngines(encoder, OpenVinoDecoder(directory, settings, config.decoder), tuple(notes))
 
 
-def _rounded_parts(manifest: Manifest) -> set[str]:
-    return {entry.part for entry in manifest.tensors.values() if entry.scheme == ROUNDED_ROWS}
+def _rounds_rows(manifest: Manifest) -> bool:
+    return any(entry.scheme == ROUNDED_ROWS for entry in manifest.tensors.values())
 
 
 def _own_level(manifest: Manifest) -> Literal[0, 4]:

@@ -209,6 +209,9 @@ def test_bench_times_the_decoder(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_tower_is_left_where_it_is_right(exported: Exporter) -> None:
     rounded = opened(exported(DEMO, decoder="int4", vision="w8a8"))
     assert any("w8a8, which OpenVINO computes wrongly" in note for note in rounded.notes)
+    one_layer = (("model.mm_projector.0.weight", "int8 channel"),)
+    projector = opened(exported(DEMO, decoder="int4", vision="f32", overrides=one_layer))
+    assert any("w8a8, which OpenVINO computes wrongly" in note for note in projector.notes)
     floats = exported(DEMO, decoder="f32", vision="f32")
     assert not any("w8a8" in note for note in opened(floats).notes)
     assert onnx_engines.ROUNDED_ROWS in {entry.scheme for entry in rounded.manifest.tensors.values()}

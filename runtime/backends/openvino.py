@@ -76,7 +76,7 @@ class OpenVinoVisionEncoder:
         """(n, 768) -> (n, hidden_size) float32. Raises EngineError."""
         feed = {"pixel_values": patches.pixel_values, "grid": np.array(patches.grid, np.int64)}
         try:
-            features: NDArray[np.float32] = self._request.infer(feed)["image_features"].copy()
+            features: NDArray[np.float32] = self._request.infer(feed)["image_features"]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed in the vision encoder: {error}") from error
         return features
@@ -131,8 +131,8 @@ class OpenVinoDecoder:
         self, pieces: Sequence[Piece], logits: LogitsWanted = "last", *, causal: bool = True
     ) -> NDArray[np.float32]:
         """See `phisight.backends.base.Decoder.append`. Raises EngineError, after which nothing is cached."""
-        count = sum(len(piece) for piece in pieces)
-        if len(self._counts) - self.length > max(LEAST_GAPS, self.length):
+        count, length = sum(len(piece) for piece in pieces), self.length
+        if len(self._counts) - length > max(LEAST_GAPS, length):
             self.state_load(self.state_save())
         embeds = np.zeros((1, count, self.hidden_size), np.float32)
         self._embeddings.fill(pieces, embeds[0])
@@ -141,7 +141,7 @@ class OpenVinoDecoder:
         feed = {
             "inputs_embeds": embeds,
             "num_logits": np.array([count if logits == "all" else 1], np.int64),
-            "positions": np.arange(self.length, self.length + count, dtype=np.int64),
+            "positions": np.arange(length, length + count, dtype=np.int64),
             "mask": np.where(allowed, np.float32(0), np.float32(-np.inf))[None, None],
             "beam_idx": np.zeros(1, np.int32),
         }

@@ -49,7 +49,7 @@ def on_webgpu(ort: Any, array: NDArray[Any]) -> Any:
 
     Python cannot ask ONNX Runtime for memory there, but an output may lie there: so a graph copies the array.
     """
-    copying = _copying(array.dtype.name)
+    copying = _copying(ort, array.dtype.name)
     binding = copying.io_binding()
     binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
     binding.bind_output("y", MEMORY, 0)
@@ -65,10 +65,8 @@ def _plugged_in(ort: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _copying(dtype: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    providers = add_webgpu(onnxruntime, options)
+def _copying(ort: Any, dtype: str) -> Any:
+    options = ort.SessionOptions()
+    providers = add_webgpu(ort, options)
     graph = files("phisight.backends").joinpath(f"copy_{dtype}.onnx").read_bytes()
-    return onnxruntime.InferenceSession(graph, options, providers=providers)
+    return ort.InferenceSession(graph, options, providers=providers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from phisight.answer import Chunk
 from phisight.cli.budget import add_patch_options, check_budget, settle
@@ -15,6 +15,7 @@ from phisight.cli.cache import add_cache_options, use_cache
 from phisight.cli.console import Console, ProgressBar
 from phisight.constraint import Constraint
 from phisight.constraint_llguidance import check_constraint
+from phisight.devices import DeviceRequest
 from phisight.errors import ImageError, InputError
 from phisight.generate import FinishReason
 from phisight.loading import load
@@ -27,6 +28,7 @@ from phisight.threads import read_threads
 __all__ = [
     "SAMPLING",
     "StageBars",
+    "add_device_option",
     "add_length_options",
     "add_model_options",
     "add_prompt_options",
@@ -94,12 +96,7 @@ def add_length_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How the model is opened."""
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="of ONNX models: auto (default), cpu, cuda, webgpu, openvino, openvino:GPU, openvino:NPU",
-    )
+    add_device_option(parser)
     parser.add_argument("--context", type=int, metavar="N", help="most positions of prompt and answer together")
     parser.add_argument(
         "--accuracy-level",
@@ -134,6 +131,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="keep a second, repacked copy of the weights (default: where it is faster)",
     )
     gguf.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Where ONNX models run; checked where a model is opened."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help=f"of ONNX models: {', '.join(get_args(DeviceRequest))} (default: auto)",
+    )
 
 
 def add_kv_option(parser: argparse.ArgumentParser) -> None:

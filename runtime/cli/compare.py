@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import get_args
 
+from phisight.cli.asking import add_device_option
 from phisight.cli.baselines import BASELINES_HELP, checkpoint_of, make_baselines, parse_baseline
 from phisight.cli.console import Console, ProgressBar
 from phisight.cli.mixing import find_mixer
@@ -107,9 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of an answer")
     parser.add_argument("--max-patches", type=int, metavar="N", help="most patches per image (default: the model's)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="of ONNX models: auto (default), cpu, cuda, openvino"
-    )
+    add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="the report as one JSON document on standard output")
 
 
