@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from phisight.config import ModelConfig, VisionConfig
-from phisight.errors import ModelDirError
+from phisight.errors import InputError, ModelDirError
 from phisight.export.checkpoint import Checkpoint
 from phisight.export.file_sizes import file_sizes
 from phisight.export.gguf_plan import GgufOptions, make_gguf_plan
 from phisight.export.plan import ExportOptions, make_plan
 from phisight.export.synth import synthetic_model
-from phisight.manifest import Manifest
+from phisight.manifest import INT8_KV_GRAPH, Manifest
 from phisight.planner.variant import Variant
 
 __all__ = ["CHOICES", "all_variants", "decoder_kind", "head_kind", "model_variant", "options_of", "real_model"]
@@ -25,6 +26,8 @@ CHOICES: tuple[ExportOptions | GgufOptions, ...] = (
     GgufOptions("Q4_K_M"),
     GgufOptions("Q8_0"),
 )
+KvType = Literal["int8"] | None
+"""None is a float cache."""
 REAL_LAYERS, REAL_TOWER_LAYERS = 40, 27
 """Of the 15B model; the widths are those of `synthetic_model`."""
 
@@ -36,13 +39,25 @@ def real_model() -> ModelConfig:
     return replace(model, vision=replace(model.vision, num_layers=REAL_TOWER_LAYERS))
 
 
-def all_variants(checkpoint: Checkpoint, name: str) -> list[tuple[Variant, ExportOptions | GgufOptions]]:
-    """Of a checkpoint that the user calls `name`. Raises TokenizerError, as the exports would."""
-    return [(_variant(checkpoint, options, name), options) for options in CHOICES]
+def all_variants(
+    checkpoint: Checkpoint, name: str, kv: KvType = None
+) -> list[tuple[Variant, ExportOptions | GgufOptions]]:
+    """Of a checkpoint that the user calls `name`, with this KV cache; the options are those that decide rates.
+
+    Raises TokenizerError, as the exports would.
+    """
+    return [(_variant(checkpoint, options, name, kv), options) for options in CHOICES]
 
 
-def model_variant(manifest: Manifest, name: str) -> tuple[Variant, ExportOptions | GgufOptions]:
-    """What an exported model is. Raises ModelDirError for options that this version does not know."""
+def model_variant(manifest: Manifest, name: str, kv: KvType = None) -> tuple[Variant, ExportOptions | GgufOptions]:
+    """What an exported model is when it runs with this KV cache.
+
+    Raises ModelDirError for options that this version does not know, InputError for a cache it was not exported for.
+    """
+    if kv is not None and manifest.format == "onnx" and INT8_KV_GRAPH not in manifest.files:
+        raise InputError(
+            f"--kv is {kv}, but {name} was exported without it: plan its checkpoint, or export it with --kv {kv}"
+        )
     options = options_of(manifest)
     variant = Variant(
         name=name,
@@ -53,7 +68,8 @@ def model_variant(manifest: Manifest, name: str) -> tuple[Variant, ExportOptions
         decoder=decoder_kind(options),
         head=head_kind(options),
         tower=_tower(options),
-        command=f"phisight run {name} QUESTION --image FILE",
+        command=f"phisight run {name} QUESTION --image FILE{_kv_argument(kv)}",
+        int8_kv=kv is not None,
     )
     return variant, options
 
@@ -95,12 +111,13 @@ def _tower(options: ExportOptions | GgufOptions) -> str:
     return options.onnx_vision if isinstance(options, GgufOptions) else options.resolved_vision
 
 
-def _variant(checkpoint: Checkpoint, options: ExportOptions | GgufOptions, name: str) -> Variant:
+def _variant(checkpoint: Checkpoint, options: ExportOptions | GgufOptions, name: str, kv: KvType) -> Variant:
+    """An ONNX model must be exported for its KV cache, llama.cpp is told when it runs."""
     gguf = isinstance(options, GgufOptions)
     plan = (
         make_gguf_plan(checkpoint, options)
         if isinstance(options, GgufOptions)
-        else make_plan(checkpoint.config, options)
+        else make_plan(checkpoint.config, replace(options, kv=kv))
     )
     kind = decoder_kind(options)
     return Variant(
@@ -112,8 +129,13 @@ def _variant(checkpoint: Checkpoint, options: ExportOptions | GgufOptions, name:
         decoder=kind,
         head=head_kind(options),
         tower=_tower(options),
-        command=f"phisight export {name} {_place(options)}{_arguments(options)}",
+        command=f"phisight export {name} {_place(options)}{_arguments(options)}{'' if gguf else _kv_argument(kv)}",
+        int8_kv=kv is not None,
     )
+
+
+def _kv_argument(kv: KvType) -> str:
+    return "" if kv is None else f" --kv {kv}"
 
 
 def _place(options: ExportOptions | GgufOptions) -> str:

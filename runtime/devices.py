@@ -37,6 +37,7 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     "auto" takes CUDA where onnxruntime-gpu is installed and the graphs are float16, which CUDA's attention needs.
     Whether the card really works shows when the session is opened: then it is an error, never a quiet fall to the CPU.
     OpenVINO and WebGPU are taken when they are asked for: what they bring depends on the machine (docs/engines.md).
+    The commands take OpenVINO of themselves where it was measured to be faster (`phisight.engine_times`).
 
     Raises InputError for another request, CUDA with a float32 model or OpenVINO with a float16 one; EngineError without
     ONNX Runtime.
@@ -66,11 +67,15 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
         if float_type != "f16":
             raise InputError("device cuda needs a float16 model, this one is float32: export it with --float f16")
         return DeviceChoice("cuda", "as asked for")
-    if not gpu_package:
-        return DeviceChoice("cpu", "onnxruntime-gpu is not installed")
-    if float_type != "f16":
+    if gpu_package and float_type == "f16":
+        return DeviceChoice("cuda", "onnxruntime-gpu is installed and the model is float16; --device cpu avoids it")
+    if gpu_package:
         return DeviceChoice("cpu", "the model's graphs are float32, CUDA needs an export with --float f16")
-    return DeviceChoice("cuda", "onnxruntime-gpu is installed and the model is float16; --device cpu avoids it")
+    if float_type == "f32" and find_spec(OPENVINO) is not None:
+        return DeviceChoice(
+            "cpu", "phisight bench MODEL --against openvino was not run, which tells whether that is faster"
+        )
+    return DeviceChoice("cpu", "onnxruntime-gpu is not installed")
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def _openvino_devices() -> EngineDevices:
         found = import_openvino().Core().available_devices
     except EngineError as error:
         return EngineDevices("OpenVINO", (), str(error))
-    return EngineDevices("OpenVINO", tuple(f"{OPENVINO}:{name}" for name in found), "used when asked for")
+    return EngineDevices("OpenVINO", tuple(f"{OPENVINO}:{name}" for name in found), "used when asked for, or measured to be faster")
 
 
 def _llamacpp_devices() -> EngineDevices:

@@ -66,9 +66,14 @@ class DiskCache:
             os.utime(path)
         return payload
 
-    def write(self, key: str, payload: bytes, seconds: float, stamp: str = "") -> None:
-        """Keep bytes that took so many seconds to make, if that is worth it; `stamp` as for `read`."""
-        if seconds < self.least_seconds or len(payload) + HEADER.size > self.limit or self._path(key).exists():
+    def write(self, key: str, payload: bytes, seconds: float, stamp: str = "", *, replace: bool = False) -> None:
+        """Keep bytes that took so many seconds to make, if that is worth it; `stamp` as for `read`.
+
+        What is there already stays, as made of the same, unless `replace` says that it is to give way.
+        """
+        if seconds < self.least_seconds or len(payload) + HEADER.size > self.limit:
+            return
+        if self._path(key).exists() and not replace:
             return
         beside = self.directory / f"{uuid.uuid4().hex}.part"
         try:

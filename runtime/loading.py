@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from phisight.chat_template import read_chat_template
 from phisight.chunks import ImageAttention
@@ -28,6 +28,9 @@ from phisight.onnx_engines import open_engines
 from phisight.prompt import PromptBuilder
 from phisight.threads import choose_threads
 from phisight.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from phisight.devices import DeviceChoice
 
 __all__ = ["checkpoint_directory", "is_checkpoint", "load", "model_directory"]
 
@@ -54,7 +57,7 @@ def load(
     path: str | Path = "demo",
     *,
     mmproj: str | Path | None = None,
-    device: str = "auto",
+    device: str | DeviceChoice = "auto",
     threads: int | Literal["auto"] = "auto",
     context: int | None = None,
     accuracy_level: Literal[0, 4] | None = None,
@@ -74,8 +77,8 @@ def load(
     `kv_type` is that of the KV cache: None is float16 for GGUF, and the type in which an ONNX model's graph computes.
     "int8" and "q8_0" mean the same, which an ONNX model must be exported for.
 
-    For ONNX: `device` "auto", "cpu", "cuda", "webgpu", or "openvino" and "openvino:GPU" for that engine;
-    `accuracy_level` overrides that of the export.
+    For ONNX: `device` "auto", "cpu", "cuda", "webgpu", or "openvino" and "openvino:GPU" for that engine, or a choice
+    that was made already; `accuracy_level` overrides that of the export.
     For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
     llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `repack` None chooses whether llama.cpp keeps a second,
     faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.
@@ -102,7 +105,7 @@ def load(
     return _load_onnx(directory, manifest, graph, device, threads, context, accuracy_level, image_attention)
 
 
-def _check_device_of_gguf(device: str, path: Path) -> None:
+def _check_device_of_gguf(device: str | DeviceChoice, path: Path) -> None:
     if device not in ("auto", "cpu"):
         raise InputError(f"device is {device}, but {path} is a GGUF model: gpu_layers puts layers of it on a GPU")
 
@@ -111,7 +114,7 @@ def _load_onnx(
     directory: Path,
     manifest: Manifest,
     graph: str,
-    device: str,
+    device: str | DeviceChoice,
     threads: int | Literal["auto"],
     context: int | None,
     accuracy_level: Literal[0, 4] | None,
@@ -121,7 +124,7 @@ def _load_onnx(
 
     config = manifest.model
     attention = checked_attention(image_attention, manifest)
-    chosen = choose_device(device, str(manifest.options.get("float", "f32")))
+    chosen = choose_device(device, str(manifest.options.get("float", "f32"))) if isinstance(device, str) else device
     choice = choose_threads(threads)
     notes = [f"device {chosen.name}: {chosen.reason}", f"{choice.count} threads: {choice.reason}"]
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")

@@ -21,6 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PHISIGHT_SHARED", ROOT.parent / "shared"))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands keep what they keep where no other test, nor the user, sees it."""
+    monkeypatch.setenv("PHISIGHT_CACHE", str(tmp_path / "own cache"))
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Numbers produced by the official reference code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from phisight.cli.main import main
 from phisight.export.variants import CHOICES, decoder_kind
+from phisight.loading import checkpoint_directory
 
 
 @pytest.fixture
@@ -56,8 +58,21 @@ def test_an_int8_cache_takes_less(rates: Path, capsys: pytest.CaptureFixture[str
     assert plain[0]["memory"]["kv"] == 5067 * 400 * 1024
     assert main(["plan", "--rates", str(rates), "--kv", "int8"]) == 0
     assert "KV cache: int8" in capsys.readouterr().out
-    assert main(["plan", "demo", "--check", "--kv", "int8", "--rates", str(rates)]) == 2
+
+
+def test_an_int8_cache_of_an_exported_model(
+    rates: Path, exported: Callable[..., Path], exported_gguf: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX models must have been exported for it; both are told when they run."""
+    made = checkpoint_directory("demo")
+    int8 = exported(made, decoder="int4", kv="int8")
+    for model in (int8, exported_gguf(made, decoder="Q4_0")):
+        (row,) = _plan(capsys, str(model), "--rates", rates, "--kv", "int8")["variants"]
+        assert row["command"].endswith("--kv int8")
+    assert main(["plan", str(int8), "--check", "--kv", "int8", "--rates", str(rates)]) == 2
     assert "measures a float KV cache" in capsys.readouterr().err
+    assert main(["plan", "demo", "--rates", str(rates), "--kv", "int8"]) == 2
+    assert "demo was exported without it: plan its checkpoint, or export it" in capsys.readouterr().err
 
 
 def test_the_table_says_where_numbers_come_from(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:

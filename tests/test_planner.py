@@ -46,10 +46,11 @@ def real() -> dict[str, Variant]:
     return {variant.decoder: variant for variant, _ in all_variants(imagined_checkpoint(real_model()), "15b")}
 
 
-@pytest.mark.parametrize("options", CHOICES, ids=decoder_kind)
+@pytest.mark.parametrize("options", [*CHOICES, ExportOptions(kv="int8")], ids=decoder_kind)
 def test_sizes_are_those_that_an_export_writes(options: ExportOptions | GgufOptions, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(checkpoint_directory("demo"))
-    planned = {variant.decoder: variant for variant, _ in all_variants(checkpoint, "demo")}[decoder_kind(options)]
+    kv = options.kv if isinstance(options, ExportOptions) else None
+    planned = {variant.decoder: variant for variant, _ in all_variants(checkpoint, "demo", kv)}[decoder_kind(options)]
     out = tmp_path / "model"
     if isinstance(options, GgufOptions):
         export_gguf(checkpoint, plan_gguf(checkpoint, options), out)

@@ -13,9 +13,10 @@ from phisight.answer import Chunk
 from phisight.cli.budget import add_patch_options, check_budget, settle
 from phisight.cli.cache import add_cache_options, use_cache
 from phisight.cli.console import Console, ProgressBar
+from phisight.cli.engine_choice import chosen_device
 from phisight.constraint import Constraint
 from phisight.constraint_llguidance import check_constraint
-from phisight.devices import DeviceRequest
+from phisight.devices import DeviceChoice, DeviceRequest
 from phisight.errors import ImageError, InputError
 from phisight.generate import FinishReason
 from phisight.loading import load
@@ -156,9 +157,12 @@ def add_kv_option(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model:
     """The model of the command line, or that of a directory made of it. Raises InputError, EngineError."""
+    path = directory or args.model
+    device = chosen_device(args, path)
+    args.device = device.name if isinstance(device, DeviceChoice) else device  # what is kept on disk is that engine's
     model = load(
-        directory or args.model,
-        device=args.device,
+        path,
+        device=device,
         threads=read_threads(args.threads),
         context=args.context,
         accuracy_level=args.accuracy_level,
@@ -171,8 +175,8 @@ def load_model(args: argparse.Namespace, directory: Path | None = None) -> Model
         verbose=args.verbose,
     )
     model.prompt_lookup = args.prompt_lookup is True
-    settle(args, model, directory or args.model)  # before pictures are kept on disk: it encodes some of its own
-    use_cache(args, model, directory or args.model)
+    settle(args, model, path)  # before pictures are kept on disk: it encodes some of its own
+    use_cache(args, model, path)
     return model
 
 

@@ -17,6 +17,7 @@ from phisight.bench import Contender, Samples, Stage, as_report, measure, measur
 from phisight.bench.questions import question_seconds
 from phisight.cli.budget_curve import add_curve_options, run_curve
 from phisight.cli.console import Console
+from phisight.cli.engine_choice import keep_measured
 from phisight.cli.extras import needs_extra
 from phisight.errors import InputError
 from phisight.loading import checkpoint_directory, model_directory
@@ -27,9 +28,9 @@ __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = """Every engine runs in a process of its own, and they take turns: medians of the runs are compared. For
 --against llama.cpp the model's blocks are written as Q4_0 and Q8_0, the very same numbers, and its tower as F16, into a
-temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts. --against
-openvino times that engine's decoder on the very same file. With --checkpoint a Q4_K_M is made and timed as well, and
-told apart, since its weights are others.
+temporary directory. A ratio is llama.cpp's time by ours; its settings are tried all, and its best counts. With
+--checkpoint a Q4_K_M is made and timed as well, and told apart, since its weights are others. --against openvino times
+that engine's decoder on the very same file; --device auto takes the faster engine for this model from then on.
 
 A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
 takes and what all the rest: times of 40 and 26 layers follow from that.
@@ -88,10 +89,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if manifest.model.vision is None:
         stages = tuple(stage for stage in stages if stage.kind != "encode")
-    if args.against == "openvino":
-        stages = tuple(stage for stage in stages if stage.kind not in ("encode", "second_question"))
-        if not stages:
-            raise InputError("--against openvino times the decoder: name stages such as prefill,decode")
+    if args.against == "openvino" and all(stage.kind in ("encode", "second_question") for stage in stages):
+        raise InputError("--against openvino times the decoder: name stages such as prefill,decode")
     depth = _depth(manifest)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None and load > BUSY:
@@ -122,6 +121,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if any(stage.kind == "second_question" for stage in stages):
         first, second = question_seconds(directory, threads.count)
         report["stages"]["second_question"] = {"ours_s": second, "first_s": first, "share_of_first": second / first}
+    if args.against == "openvino":
+        _keep_choice(directory, manifest, threads.count, report["stages"], console)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "system": platform.system(),
@@ -177,7 +178,7 @@ def _contenders(
         write_shallow(directory, ours, layers)
     contenders = [Contender(OURS, "onnxruntime", ours, config, threads)]
     if args.against == "openvino":
-        contenders.append(Contender("OpenVINO", "openvino", ours, config, threads))
+        contenders.append(Contender("OpenVINO", "openvino", ours, replace(config, vision=None), threads))
     if args.against == "llama.cpp":
         total = sum(entry.weights for entry in manifest.tensors.values())
         with console.progress("writing GGUF", total, "w") as bar:
@@ -205,6 +206,13 @@ def _k_quants(path: str, manifest: Manifest, threads: int, stack: ExitStack, con
     (folder / "model-q4_k_m.gguf").rename(folder / TEXT)
     text_only = replace(manifest.model, vision=None)  # its tower is the one that is timed already
     return Contender("llama.cpp Q4_K_M", "llama.cpp", folder, text_only, threads, same_weights=False)
+
+
+def _keep_choice(
+    directory: Path, manifest: Manifest, threads: int, stages: Mapping[str, Any], console: Console
+) -> None:
+    if (choice := keep_measured(directory, manifest, threads, stages)) is not None:
+        console.note(f"phisight: note: --device auto means {choice.name} for this model from now on: {choice.reason}")
 
 
 def _temporary(stack: ExitStack) -> Path:

@@ -16,7 +16,16 @@ from phisight.manifest import FILE_NAME
 from phisight.model import Model
 from phisight.model_cache import CacheIdentity, model_identity
 
-__all__ = ["EXAMPLES", "add_arguments", "add_cache_options", "chosen_cache", "identity_of", "run", "use_cache"]
+__all__ = [
+    "EXAMPLES",
+    "add_arguments",
+    "add_cache_options",
+    "chosen_cache",
+    "identity_of",
+    "own_cache",
+    "run",
+    "use_cache",
+]
 
 VARIABLE = "PHISIGHT_CACHE"
 
@@ -77,8 +86,12 @@ def chosen_cache(args: argparse.Namespace) -> DiskCache | None:
         return None
     if args.cache is not None and args.cache.exists() and not args.cache.is_dir():
         raise InputError(f"--cache {args.cache} is a file: give a folder, which is made if it is not there")
-    own = DiskCache(_own_directory(), limit=OWN_LIMIT, least_seconds=OWN_SECONDS)
-    return own if args.cache is None else DiskCache(args.cache)
+    return own_cache() if args.cache is None else DiskCache(args.cache)
+
+
+def own_cache() -> DiskCache:
+    """The user's own."""
+    return DiskCache(_own_directory(), limit=OWN_LIMIT, least_seconds=OWN_SECONDS)
 
 
 def identity_of(args: argparse.Namespace, model: Model, name: str | Path) -> CacheIdentity:

@@ -124,8 +124,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.check and args.kv is not None:
         raise InputError("--check measures a float KV cache: leave --kv out, or --check")
     variants = target.variants()
-    if args.kv is not None:
-        variants = [(_with_int8_kv(variant), options) for variant, options in variants]
     machine = _machine(memory, threads, measured=rates is None)
     if rates is None:
         rates = measure_rates(target.config, [options for _, options in variants], threads, console)
@@ -160,12 +158,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _with_int8_kv(variant: Variant) -> Variant:
-    """An ONNX model must be exported for it, llama.cpp is told when it runs."""
-    option = " --kv int8" if variant.format == "onnx" else ""
-    return replace(variant, int8_kv=True, command=variant.command + option)
-
-
 def _target(args: argparse.Namespace) -> Target:
     """Raises InputError, ModelDirError, CheckpointError."""
     with needs_extra("export"):
@@ -174,7 +166,7 @@ def _target(args: argparse.Namespace) -> Target:
         from phisight.export.variants import all_variants, model_variant, real_model
     if args.model == REAL:
         config = real_model()
-        variants = partial(all_variants, imagined_checkpoint(config), "CHECKPOINT")
+        variants = partial(all_variants, imagined_checkpoint(config), "CHECKPOINT", args.kv)
         return Target(config, variants, TEXT_POSITIONS, "assumed")
     directory = model_directory(args.model)
     if directory.is_file():
@@ -182,9 +174,9 @@ def _target(args: argparse.Namespace) -> Target:
     if is_checkpoint(directory):
         checkpoint = Checkpoint.open(checkpoint_directory(args.model))
         text = _text_positions(checkpoint.directory)
-        return Target(checkpoint.config, partial(all_variants, checkpoint, args.model), text, "counted")
+        return Target(checkpoint.config, partial(all_variants, checkpoint, args.model, args.kv), text, "counted")
     manifest = Manifest.read(directory)
-    variant = model_variant(manifest, args.model)
+    variant = model_variant(manifest, args.model, args.kv)
     return Target(manifest.model, lambda: [variant], _text_positions(directory), "counted", directory)
 
 
