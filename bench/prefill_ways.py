@@ -4,7 +4,8 @@
 
     MatMulNBits            INT4 blocks of 32 and 128 unpacked as they are used, at both accuracy levels
     INT8 copy              the same INT4 weights, rounded to INT8 once per row and kept: MatMulInteger on rounded rows
-    unpacked when used     the INT4 weights as ONNX INT4, unpacked to such INT8 in the graph at every run
+    unpacked when used     the INT4 weights as ONNX INT4, unpacked to such INT8 in the graph at every run; unsigned
+                           about 128, since signed ones that are not constant saturate without VNNI
 
 The error is that of the product, relative to float32 on the same INT4 weights: what the way adds, not what INT4 costs.
 Runs of all ways take turns; the least of each counts. The matrix is 5120 to 17920, of the feed-forward layer.
@@ -96,22 +97,22 @@ def integer_graph(kept: NDArray[np.int8], row: NDArray[np.float32]) -> bytes:
 def unpacking_graph(
     levels: NDArray[np.int8], scales: NDArray[np.float32], row: NDArray[np.float32], block: int
 ) -> bytes:
-    """Scales relative to the row's, so that unpacking gives whole numbers; stored (columns, rows)."""
+    """Scales relative to the row's, so that unpacking gives whole numbers about 128; stored (columns, rows)."""
     relative = np.ascontiguousarray((scales[..., 0] / row).T)
     nodes = [
         helper.make_node("DequantizeLinear", ["levels", "relative"], ["unpacked"], axis=0, block_size=block),
-        helper.make_node("QuantizeLinear", ["unpacked", "one", "none"], ["kept"]),
-        *rounded_product("kept"),
+        helper.make_node("QuantizeLinear", ["unpacked", "unit", "middle"], ["kept"]),
+        *rounded_product("kept", "middle"),
     ]
-    values = {"relative": relative, "row": row[:, 0], "one": np.float32(1), "none": np.int8(0)}
+    values = {"relative": relative, "row": row[:, 0]}
     stored = helper.make_tensor(
         "levels", TensorProto.INT4, (COLUMNS, ROWS), levels.reshape(ROWS, COLUMNS).T.ravel().tolist()
     )
     return model(nodes, values, stored)
 
 
-def rounded_product(weights: str) -> list[Any]:
-    """x, its rows rounded to UINT8 about 128, times INT8 weights (columns, rows)."""
+def rounded_product(weights: str, *zero_point: str) -> list[Any]:
+    """x, its rows rounded to UINT8 about 128, times INT8 weights (columns, rows), which may have a zero point."""
     node = helper.make_node
     return [
         node("Abs", ["x"], ["size"]),
@@ -119,7 +120,7 @@ def rounded_product(weights: str) -> list[Any]:
         node("Div", ["most", "limit"], ["step"]),
         node("Div", ["x", "step"], ["steps"]),
         node("QuantizeLinear", ["steps", "unit", "middle"], ["rounded"]),
-        node("MatMulInteger", ["rounded", weights, "middle"], ["sums"]),
+        node("MatMulInteger", ["rounded", weights, "middle", *zero_point], ["sums"]),
         node("Cast", ["sums"], ["floats"], to=TensorProto.FLOAT),
         node("Mul", ["floats", "row"], ["scaled"]),
         node("Mul", ["scaled", "step"], ["y"]),
