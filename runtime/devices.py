@@ -124,7 +124,8 @@ def _openvino_devices() -> EngineDevices:
         found = import_openvino().Core().available_devices
     except EngineError as error:
         return EngineDevices("OpenVINO", (), str(error))
-    return EngineDevices("OpenVINO", tuple(f"{OPENVINO}:{name}" for name in found), "used when asked for, or measured to be faster")
+    names = tuple(f"{OPENVINO}:{name}" for name in found)
+    return EngineDevices("OpenVINO", names, "used when asked for, or measured to be faster")
 
 
 def _llamacpp_devices() -> EngineDevices:
