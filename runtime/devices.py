@@ -10,7 +10,7 @@ from phisight.backends.ort_session import Device, import_onnxruntime, package_in
 from phisight.backends.ort_webgpu import add_webgpu, webgpu_installed
 from phisight.errors import EngineError, InputError
 
-__all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices"]
+__all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices", "llamacpp_devices"]
 
 DeviceRequest = Literal["auto", "cpu", "cuda", "webgpu", "openvino", "openvino:GPU", "openvino:NPU"]
 
@@ -89,7 +89,7 @@ class EngineDevices:
 
 def engine_devices() -> list[EngineDevices]:
     """Every engine, installed or not. No device is started: whether one works shows when a model is opened."""
-    return [_onnxruntime_devices(), _openvino_devices(), _llamacpp_devices()]
+    return [_onnxruntime_devices(), _openvino_devices(), llamacpp_devices()]
 
 
 def _onnxruntime_devices() -> EngineDevices:
@@ -128,7 +128,8 @@ def _openvino_devices() -> EngineDevices:
     return EngineDevices("OpenVINO", names, "used when asked for, or measured to be faster")
 
 
-def _llamacpp_devices() -> EngineDevices:
+def llamacpp_devices() -> EngineDevices:
+    """What llama.cpp was compiled for."""
     if find_spec("llama_cpp") is None:
         return EngineDevices("llama.cpp", (), 'not installed: pip install "phisight[gguf]"')
     from llama_cpp import llama_supports_gpu_offload

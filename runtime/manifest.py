@@ -76,6 +76,12 @@ class Manifest:
         """How the model is run unless the user says otherwise; only what differs from the reference is written."""
         return "bidirectional" if self.options.get("image_attention") == "bidirectional" else "causal"
 
+    @property
+    def least_block(self) -> int | None:
+        """The fewest weights that share a scale in the decoder's layers; None where none do."""
+        schemes = (entry.scheme.split() for entry in self.tensors.values() if entry.part == "decoder")
+        return min((int(words[2]) for words in schemes if words[1:2] == ["block"]), default=None)
+
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Read and check a directory's manifest, and that every file is there with its size (not its hash).

@@ -75,7 +75,7 @@ def _openvino(
     if graph == INT8_KV_GRAPH:
         raise InputError("kv_type is int8, which OpenVINO cannot read: leave it out, or take device cpu")
     level: Literal[0, 4] = accuracy_level if accuracy_level is not None else _own_level(manifest)
-    settings = OpenVinoSettings(device, threads, level)
+    settings = OpenVinoSettings(device, threads, manifest.least_block if level else None)
     config = manifest.model
     encoder: VisionEncoder | None = None
     notes = []

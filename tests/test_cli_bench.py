@@ -15,6 +15,7 @@ import phisight
 from phisight.bench import STAGES, Bounds, Contender, Samples
 from phisight.bench.report import as_report, full_depth
 from phisight.cli.main import main
+from phisight.devices import DeviceChoice, EngineDevices
 from phisight.export.shallow import write_shallow
 from phisight.export.transcription import shallow_config, transcribe
 from phisight.loading import model_directory
@@ -119,6 +120,7 @@ def test_work_grows_with_the_stage() -> None:
         (["demo", "--stages", "encode_9"], "encode_9"),
         (["demo", "--runs", "0"], "--runs is 0"),
         (["demo", "--threads", "some"], "--threads is 'some'"),
+        (["demo", "--device", "cuda"], "device cuda needs onnxruntime-gpu"),
         (["demo", "--n", "5"], "--n goes with --budget-curve"),
         (["demo", "--budget-curve", "--patches", "1,2,x"], "--patches is '1,2,x'"),
         (["demo", "--budget-curve", "--patches", "9999"], "--patches is 9999"),
@@ -128,6 +130,18 @@ def test_work_grows_with_the_stage() -> None:
 )
 def test_bad_arguments_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("other", "said"), [("openvino", "--device cpu, not webgpu"), ("llama.cpp", "on a GPU, too")])
+def test_what_has_no_gpu_is_not_compared_with_one(
+    other: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("phisight.cli.bench.choose_device", lambda *_: DeviceChoice("webgpu", "as asked for"))
+    monkeypatch.setattr(
+        "phisight.cli.bench.llamacpp_devices", lambda: EngineDevices("llama.cpp", ("cpu",), "no gpu: so compiled")
+    )
+    assert main(["bench", "demo", "--device", "webgpu", "--against", other]) == 2
     assert said in capsys.readouterr().err
 
 

@@ -72,6 +72,19 @@ def test_logits_and_answers_are_those_of_onnx_runtime(exported: Exporter, option
             assert (found.thought, found.text) == (right.thought, right.text)
 
 
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_rounding_costs_no_more_than_onnx_runtimes(exported: Exporter, block_size: int) -> None:
+    """Level 4: as many activations share a scale as weights do."""
+    directory = exported(DEMO, decoder="int4", block_size=block_size)
+    models = {device: phisight.load(directory, device=device, threads=1) for device in ("cpu", "openvino")}
+    assert models["cpu"].manifest.least_block == block_size
+    exact = opened(directory, "cpu")
+    ids, patches = exact.prompt(QUESTIONS[0], 1).ids, [exact.preprocess(PICTURES[0])]
+    right = exact.score(ids, patches)
+    errors = {device: np.linalg.norm(model.score(ids, patches) - right) for device, model in models.items()}
+    assert 0 < errors["openvino"] < 1.2 * errors["cpu"]
+
+
 def test_cutting_the_cache_is_as_if_it_had_never_been(decoder: OpenVinoDecoder) -> None:
     """Gaps are masked, and taken out once they are many."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,21 @@ from phisight.naflex import Patches
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSettings", "OpenVinoVisionEncoder", "import_openvino"]
 
-GROUP = 32
-"""Activations that share a scale where they are rounded to INT8, as accuracy level 4 means; 0 is no rounding."""
 LEAST_GAPS = 256
 """Fewer gaps than these are left where they are."""
 
 
 @dataclass(frozen=True)
 class OpenVinoSettings:
-    """How models are compiled. `device` is OpenVINO's name: CPU, GPU, GPU.1, NPU."""
+    """How models are compiled. `device` is OpenVINO's name: CPU, GPU, GPU.1, NPU.
+
+    `group` activations share a scale where they are rounded to INT8 on a CPU: as many as weights do, which is what
+    accuracy level 4 means. None is no rounding, level 0. With more of them than weights OpenVINO computes in floats.
+    """
 
     device: str = "CPU"
     threads: int = 1
-    accuracy_level: Literal[0, 4] = 4
+    group: int | None = None
 
     def properties(self) -> dict[str, Any]:
         """On a CPU floats stay float32, the cache, too; other devices compute as they do by default."""
@@ -47,7 +49,7 @@ class OpenVinoSettings:
         return {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if self.accuracy_level else 0,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": self.group or 0,
             "INFERENCE_NUM_THREADS": self.threads,
         }
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from phisight.backends.base import LogitsWanted, Piece
 from phisight.backends.embeddings import Embeddings
-from phisight.backends.ort_session import SessionSettings, import_onnxruntime, open_session, shrinking_run
-from phisight.backends.ort_webgpu import on_webgpu
+from phisight.backends.ort_session import SessionSettings, import_onnxruntime, on_device, open_session, shrinking_run
 from phisight.chunks import chunk_bytes
 from phisight.config import DecoderConfig
 from phisight.errors import EngineError, InputError
@@ -124,7 +123,7 @@ class OrtDecoder:
                 memory = np.zeros(shape, self._kv_dtype)
                 if self._length:
                     memory[:, :, : self._length] = old[i][kind].numpy()[:, :, : self._length]
-                pair.append(self._on_device(memory))
+                pair.append(on_device(memory, self._device))
             cache.append((pair[0], pair[1]))
         self._cache = cache
         self._capacity = capacity
@@ -154,7 +153,7 @@ class OrtDecoder:
             for values in layer:
                 memory = np.zeros((1, heads, capacity, width), self._kv_dtype)
                 memory[0, :, :length] = values
-                pair.append(self._on_device(memory))
+                pair.append(on_device(memory, self._device))
             self._cache.append((pair[0], pair[1]))
         self._length, self._capacity = length, capacity
 
@@ -182,7 +181,9 @@ class OrtDecoder:
         binding = self._step_binding if count == 1 else None
         if binding is None:
             binding = self._bind(call)
-        if count == 1 and self._device == "cpu":  # elsewhere binding copies the inputs, so that each run needs its own
+        elif self._device != "cpu":  # where binding an input copies it
+            call.bind(binding)
+        if count == 1:
             self._step_binding = binding
         try:
             self._session.run_with_iobinding(binding, None if count == 1 else self._chunk_options)
@@ -197,21 +198,12 @@ class OrtDecoder:
 
     def _bind(self, call: _Call) -> Any:
         binding = self._session.io_binding()
-        for name, value in call.values.items():
-            if name == "logits":
-                binding.bind_ortvalue_output(name, value)
-            else:
-                binding.bind_ortvalue_input(name, value)
+        call.bind(binding)
         for i, pair in enumerate(self._cache):
             for kind, value in zip(("key", "value"), pair, strict=True):
                 binding.bind_ortvalue_input(f"past.{i}.{kind}", value)
                 binding.bind_ortvalue_output(f"present.{i}.{kind}", value)
         return binding
-
-    def _on_device(self, memory: NDArray[Any]) -> Any:
-        if self._device == "webgpu":
-            return on_webgpu(self._ort, memory)
-        return self._ort.OrtValue.ortvalue_from_numpy(memory, self._device, 0)
 
 
 class _Call:
@@ -227,7 +219,7 @@ class _Call:
         self.logits: NDArray[np.float32] = np.zeros((1, wanted, config.vocab_size), np.float32)
         # An OrtValue on the CPU shares the array's memory: writing to the array is all that a step takes.
         share = ort.OrtValue.ortvalue_from_numpy
-        self.values = {
+        self.values: dict[str, Any] = {
             "inputs_embeds": share(self.embeds),
             "seqlens_k": share(self.seqlens_k),
             "total_sequence_length": share(self.total),
@@ -236,6 +228,14 @@ class _Call:
         }
         if bidirectional is not None:
             self.values[BIDIRECTIONAL] = share(np.array(bidirectional))
+
+    def bind(self, binding: Any) -> None:
+        """Make these the buffers of the next run."""
+        for name, value in self.values.items():
+            if name == "logits":
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
 
 
 def _check_room(size: int, positions: int) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from phisight.backends.ort_webgpu import PROVIDER, add_webgpu
+from phisight.backends.ort_webgpu import PROVIDER, add_webgpu, on_webgpu
 from phisight.errors import EngineError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SessionSettings",
     "import_onnxruntime",
     "integer_products",
+    "on_device",
     "open_session",
     "package_installed",
     "shrinking_run",
@@ -129,6 +131,12 @@ def open_session(path: Path, settings: SessionSettings) -> Any:
             'install with pip install "phisight[cuda]", or run with --device cpu'
         )
     return session
+
+
+def on_device(array: NDArray[Any], device: Device) -> Any:
+    """An OrtValue in the device's memory that holds the array; on the CPU it shares the array's."""
+    ort = import_onnxruntime()
+    return on_webgpu(ort, array) if device == "webgpu" else ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
 def shrinking_run(device: Device) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from phisight.backends.base import Decoder, VisionEncoder
 from phisight.backends.llamacpp_library import Flash
+from phisight.backends.ort_session import Device
 from phisight.bench.clock import seconds_of
 from phisight.bench.stages import Stage
 from phisight.config import ModelConfig
@@ -19,6 +20,8 @@ __all__ = ["Contender", "Figures", "Opened"]
 
 CONTEXT = 1024
 """Positions of room in the KV cache."""
+ALL_LAYERS = 999
+"""llama.cpp's usual way to say so."""
 DECODE_BEHIND = 64
 """Positions that are cached before steps are timed."""
 
@@ -35,6 +38,8 @@ class Figures:
 class Contender:
     """One engine: ONNX Runtime on a directory, OpenVINO on its decoder, llama.cpp on model.gguf and mmproj.gguf in it.
 
+    `device` is where ONNX Runtime runs; llama.cpp then has all layers and its tower on the GPU that it was built for.
+    `group` is OpenVINO's: activations that share a scale where they are rounded.
     `repack` and `flash` are llama.cpp's: whether weights are kept in a second layout, and flash attention.
     `same_weights`: whether the files hold the very numbers of ours, so that only engines are compared.
     """
@@ -44,13 +49,16 @@ class Contender:
     directory: Path
     config: ModelConfig
     threads: int
+    device: Device = "cpu"
     repack: bool = True
     flash: Flash = "auto"
     same_weights: bool = True
+    group: int | None = None
 
     def settings(self) -> dict[str, str | int | bool]:
         """For the report."""
         shown: dict[str, str | int | bool] = {"name": self.name, "engine": self.engine, "threads": self.threads}
+        shown["device"] = self.device if self.engine != "llama.cpp" or self.device == "cpu" else "gpu"
         return shown if self.engine != "llama.cpp" else shown | {"repack": self.repack, "flash_attention": self.flash}
 
     def open(self) -> Opened:
@@ -112,7 +120,7 @@ def _open_onnx(contender: Contender) -> Opened:
     from phisight.backends.ort_session import SessionSettings, integer_products
 
     config = contender.config
-    settings = SessionSettings("cpu", contender.threads, None, integer_products())
+    settings = SessionSettings(contender.device, contender.threads, None, integer_products())
     encoder = None
     if config.vision is not None:
         encoder = OrtVisionEncoder(contender.directory, settings, config.decoder.hidden_size)
@@ -122,7 +130,7 @@ def _open_onnx(contender: Contender) -> Opened:
 def _open_openvino(contender: Contender) -> Opened:
     from phisight.backends.openvino import OpenVinoDecoder, OpenVinoSettings
 
-    settings = OpenVinoSettings(threads=contender.threads)
+    settings = OpenVinoSettings("CPU", contender.threads, contender.group)
     return Opened(contender.config, OpenVinoDecoder(contender.directory, settings, contender.config.decoder), None)
 
 
@@ -130,14 +138,17 @@ def _open_llama(contender: Contender) -> Opened:
     from phisight.backends.llamacpp import LlamaCppDecoder
     from phisight.backends.mtmd import MtmdVisionEncoder
 
+    gpu = contender.device != "cpu"
     decoder = LlamaCppDecoder(
         contender.directory / "model.gguf",
         threads=contender.threads,
         context=CONTEXT,
+        gpu_layers=ALL_LAYERS if gpu else 0,
         repack=contender.repack,
         flash=contender.flash,
     )
     encoder = None
     if contender.config.vision is not None:
-        encoder = MtmdVisionEncoder(contender.directory / "mmproj.gguf", decoder.model, threads=contender.threads)
+        mmproj = contender.directory / "mmproj.gguf"
+        encoder = MtmdVisionEncoder(mmproj, decoder.model, threads=contender.threads, gpu=gpu)
     return Opened(contender.config, decoder, encoder)

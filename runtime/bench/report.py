@@ -68,7 +68,7 @@ def as_report(
         "bounds": {
             "threads": bounds.threads,
             "read_bytes_per_second": bounds.read_rate,
-            "integer_operations_per_second": bounds.integer_rate,
+            f"{bounds.products}_operations_per_second": bounds.product_rate,
         },
     }
 
@@ -96,5 +96,5 @@ def _share(stage: Stage, config: ModelConfig, seconds: float, bounds: Bounds, de
         return {"bound": "memory", "bound_s": decode_bytes / bounds.read_rate} | {
             "share": decode_bytes / bounds.read_rate / seconds
         }
-    ideal = stage.operations(config) / bounds.integer_rate
-    return {"bound": "integer products", "bound_s": ideal, "share": ideal / seconds}
+    ideal = stage.operations(config) / bounds.product_rate
+    return {"bound": f"{bounds.products} products", "bound_s": ideal, "share": ideal / seconds}

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from phisight.backends.llamacpp_library import Flash
+from phisight.backends.ort_session import Device
 from phisight.bench import Contender, Samples, Stage, as_report, measure, measure_bounds, stages_named
 from phisight.bench.questions import question_seconds
 from phisight.cli.budget_curve import add_curve_options, run_curve
 from phisight.cli.console import Console
 from phisight.cli.engine_choice import keep_measured
 from phisight.cli.extras import needs_extra
+from phisight.devices import choose_device, llamacpp_devices
 from phisight.errors import InputError
 from phisight.loading import checkpoint_directory, model_directory
 from phisight.manifest import Manifest
@@ -35,6 +37,9 @@ that engine's decoder on the very same file; --device auto takes the faster engi
 A model with the widths of the 15B model and fewer layers is also timed with one layer less, which tells what a layer
 takes and what all the rest: times of 40 and 26 layers follow from that.
 
+--device cuda (a model exported with --float f16) and webgpu time a GPU; llama.cpp, if it was compiled for one, then has
+everything on it.
+
 --budget-curve asks questions with known answers at several budgets of patches, and tells how many are right.
 
 stages: encode_256, encode_1024, encode_3600 (patches), prefill and prefill_image (512 positions), decode (a step),
@@ -44,7 +49,8 @@ examples:
   phisight bench demo --stages encode_256,prefill,decode
   phisight bench demo --budget-curve --tasks read,chart --out curve.svg
   phisight bench phi4-int4 --against llama.cpp --json
-  phisight bench phi4-int4 --against openvino --stages prefill,decode"""
+  phisight bench phi4-int4 --against openvino --stages prefill,decode
+  phisight bench phi4-int4-f16 --device cuda"""
 
 BUSY = 0.5
 """Processes that run on average, above which the machine has other work to do."""
@@ -57,7 +63,7 @@ VARIANTS: tuple[tuple[str, bool, Flash], ...] = (
     ("llama.cpp, no flash attention", True, "off"),
     ("llama.cpp, not repacked", False, "auto"),
 )
-"""The first as llama.cpp comes."""
+"""The first as llama.cpp comes. On a GPU nothing is repacked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="what MODEL was made of: llama.cpp runs its Q4_K_M, too")
     parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
+    parser.add_argument("--device", choices=get_args(Device), default="cpu", help="where it runs (default: cpu)")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
     add_curve_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -87,8 +94,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(
             f"{directory} is a GGUF model, wanted an ONNX one: phisight compare --speed times models of either kind"
         )
+    device = choose_device(args.device, str(manifest.options.get("float", "f32"))).device
     if manifest.model.vision is None:
         stages = tuple(stage for stage in stages if stage.kind != "encode")
+    if device != "cpu":
+        _check_others(args.against, device)
     if args.against == "openvino" and all(stage.kind in ("encode", "second_question") for stage in stages):
         raise InputError("--against openvino times the decoder: name stages such as prefill,decode")
     depth = _depth(manifest)
@@ -102,7 +112,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with ExitStack() as stack:
         deep = _contenders(args, directory, manifest, threads.count, None, stack, console)
         if args.checkpoint is not None:
-            deep.append(_k_quants(args.checkpoint, manifest, threads.count, stack, console))
+            deep.append(_k_quants(args.checkpoint, manifest, threads.count, device, stack, console))
         samples = _timed(deep, stages, args.runs, console)
         shallow: Samples | None = None
         if depth is not None:
@@ -115,11 +125,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         samples,
         shallow,
         _depths(manifest, depth),
-        measure_bounds(threads.count),
+        measure_bounds(threads.count, device),
         sum(entry.bytes for entry in manifest.tensors.values() if entry.part in ("decoder", "head")),
     )
     if any(stage.kind == "second_question" for stage in stages):
-        first, second = question_seconds(directory, threads.count)
+        first, second = question_seconds(directory, threads.count, device)
         report["stages"]["second_question"] = {"ours_s": second, "first_s": first, "share_of_first": second / first}
     if args.against == "openvino":
         _keep_choice(directory, manifest, threads.count, report["stages"], console)
@@ -128,13 +138,24 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "system": platform.system(),
         "load_before": load,
     }
-    report = {"model": str(args.model), "machine": machine, "threads": threads.count, **report}
+    report = {"model": str(args.model), "machine": machine, "device": device, "threads": threads.count, **report}
     if args.json:
         console.document(report)
     else:
         for line in _lines(report):
             console.line(line)
     return 0
+
+
+def _check_others(against: str | None, device: Device) -> None:
+    """Raises InputError for an engine that cannot run on the GPU that ours shall run on."""
+    if against == "openvino":
+        raise InputError(f"--against openvino goes with --device cpu, not {device}: leave one of them out")
+    if against == "llama.cpp" and "gpu" not in (found := llamacpp_devices()).devices:
+        raise InputError(
+            f"--against llama.cpp with --device {device} needs llama.cpp on a GPU, too, but {found.reason}: see GGUF "
+            "in the README, or leave one of them out"
+        )
 
 
 def _depth(manifest: Manifest) -> int | None:
@@ -166,7 +187,7 @@ def _contenders(
     """Ours, and the other engine in each of its settings; the first `layers` layers only, or all."""
     config = manifest.model
     if args.against is None and layers is None:
-        return [Contender(OURS, "onnxruntime", directory, config, threads)]
+        return [Contender(OURS, "onnxruntime", directory, config, threads, args.device)]
     with needs_extra("export"):
         from phisight.export.shallow import write_shallow
         from phisight.export.transcription import shallow_config, transcribe
@@ -176,20 +197,25 @@ def _contenders(
         ours, config = folder / "onnx", shallow_config(config, layers)
         ours.mkdir()
         write_shallow(directory, ours, layers)
-    contenders = [Contender(OURS, "onnxruntime", ours, config, threads)]
+    contenders = [Contender(OURS, "onnxruntime", ours, config, threads, args.device)]
     if args.against == "openvino":
-        contenders.append(Contender("OpenVINO", "openvino", ours, replace(config, vision=None), threads))
+        text_only, group = replace(config, vision=None), manifest.least_block
+        contenders.append(Contender("OpenVINO", "openvino", ours, text_only, threads, group=group))
     if args.against == "llama.cpp":
         total = sum(entry.weights for entry in manifest.tensors.values())
         with console.progress("writing GGUF", total, "w") as bar:
             transcribe(directory, folder, layers=layers, progress=bar.add)
         contenders += [
-            Contender(name, "llama.cpp", folder, config, threads, repack, flash) for name, repack, flash in VARIANTS
+            Contender(name, "llama.cpp", folder, config, threads, args.device, repack, flash)
+            for name, repack, flash in VARIANTS
+            if repack or args.device == "cpu"
         ]
     return contenders
 
 
-def _k_quants(path: str, manifest: Manifest, threads: int, stack: ExitStack, console: Console) -> Contender:
+def _k_quants(
+    path: str, manifest: Manifest, threads: int, device: Device, stack: ExitStack, console: Console
+) -> Contender:
     """llama.cpp on Q4_K_M of the checkpoint. Raises InputError for another model's, and what an export raises."""
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
@@ -205,7 +231,7 @@ def _k_quants(path: str, manifest: Manifest, threads: int, stack: ExitStack, con
         export_gguf(checkpoint, plan, folder, progress=bar.add)
     (folder / "model-q4_k_m.gguf").rename(folder / TEXT)
     text_only = replace(manifest.model, vision=None)  # its tower is the one that is timed already
-    return Contender("llama.cpp Q4_K_M", "llama.cpp", folder, text_only, threads, same_weights=False)
+    return Contender("llama.cpp Q4_K_M", "llama.cpp", folder, text_only, threads, device, same_weights=False)
 
 
 def _keep_choice(
@@ -234,9 +260,10 @@ def _timed(contenders: Sequence[Contender], stages: Sequence[Stage], runs: int, 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
     bounds = report["bounds"]
+    products = "integer" if report["device"] == "cpu" else "float16"
     lines = [
-        f"{report['threads']} threads; reads {bounds['read_bytes_per_second'] / 1e9:.1f} GB/s, "
-        f"{bounds['integer_operations_per_second'] / 1e9:,.0f} billion integer operations/s"
+        f"{report['device']}, {report['threads']} threads; reads {bounds['read_bytes_per_second'] / 1e9:.1f} GB/s, "
+        f"{bounds[f'{products}_operations_per_second'] / 1e9:,.0f} billion {products} operations/s"
     ]
     lines.append(f"{'stage':<34}{'ours':>11}{'default':>11}{'best':>11}{'ratio':>8}{'to best':>9}{'of bound':>10}")
     for name, row in report["stages"].items():

@@ -228,7 +228,7 @@ def _machine_document(machine: Machine, threads: int) -> dict[str, Any]:
         "memory": machine.memory,
         "memory_source": machine.memory_source,
         "read_bytes_per_second": None if bounds is None else bounds.read_rate,
-        "integer_operations_per_second": None if bounds is None else bounds.integer_rate,
+        "integer_operations_per_second": None if bounds is None else bounds.product_rate,
     }
 
 
