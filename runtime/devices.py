@@ -10,24 +10,39 @@ from phisight.backends.ort_session import Device, import_onnxruntime, package_in
 from phisight.backends.ort_webgpu import add_webgpu, webgpu_installed
 from phisight.errors import EngineError, InputError
 
-__all__ = ["DeviceChoice", "DeviceRequest", "EngineDevices", "choose_device", "engine_devices", "llamacpp_devices"]
+__all__ = [
+    "PAIRED",
+    "DeviceChoice",
+    "DeviceRequest",
+    "EngineDevices",
+    "choose_device",
+    "engine_devices",
+    "llamacpp_devices",
+]
 
-DeviceRequest = Literal["auto", "cpu", "cuda", "webgpu", "openvino", "openvino:GPU", "openvino:NPU"]
+DeviceRequest = Literal["auto", "cpu", "cuda", "webgpu", "openvino", "openvino:GPU", "openvino:NPU", "openvino+cpu"]
 
 OPENVINO = "openvino"
+PAIRED = "openvino+cpu"
 
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device of ONNX Runtime, or OpenVINO's name of one where that runs the model; and why, in words for the user."""
+    """A device of ONNX Runtime, or OpenVINO's name of one where that runs the model; and why, in words for the user.
+
+    `paired`: OpenVINO runs the chunks of a prompt alone, ONNX Runtime single tokens, both on the CPU.
+    """
 
     device: Device
     reason: str
     openvino: str | None = None
+    paired: bool = False
 
     @property
     def name(self) -> str:
         """As it is asked for."""
+        if self.paired:
+            return PAIRED
         return self.device if self.openvino is None else f"{OPENVINO}:{self.openvino}"
 
 
@@ -43,12 +58,12 @@ def choose_device(requested: str, float_type: str) -> DeviceChoice:
     ONNX Runtime.
     """
     engine, _, unit = requested.partition(":")
-    if engine == OPENVINO and requested != f"{OPENVINO}:":
+    if requested == PAIRED or (engine == OPENVINO and requested != f"{OPENVINO}:"):
         if float_type != "f32":
             raise InputError(
                 f"device {requested} needs a float32 model, this one is {float_type}: export it with --float f32"
             )
-        return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU")
+        return DeviceChoice("cpu", "as asked for", unit.upper() or "CPU", requested == PAIRED)
     if requested not in ("auto", "cpu", "cuda", "webgpu"):
         raise InputError(f"device is {requested!r}, wanted {', '.join(get_args(DeviceRequest))}")
     ort = import_onnxruntime()
@@ -125,6 +140,8 @@ def _openvino_devices() -> EngineDevices:
     except EngineError as error:
         return EngineDevices("OpenVINO", (), str(error))
     names = tuple(f"{OPENVINO}:{name}" for name in found)
+    if "CPU" in found and find_spec("onnxruntime") is not None:
+        names += (PAIRED,)
     return EngineDevices("OpenVINO", names, "used when asked for, or measured to be faster")
 
 

@@ -77,8 +77,9 @@ def load(
     `kv_type` is that of the KV cache: None is float16 for GGUF, and the type in which an ONNX model's graph computes.
     "int8" and "q8_0" mean the same, which an ONNX model must be exported for.
 
-    For ONNX: `device` "auto", "cpu", "cuda", "webgpu", or "openvino" and "openvino:GPU" for that engine, or a choice
-    that was made already; `accuracy_level` overrides that of the export.
+    For ONNX: `device` "auto", "cpu", "cuda", "webgpu", "openvino" and "openvino:GPU" for that engine, "openvino+cpu"
+    for both (see `phisight.backends.paired`), or a choice that was made already; `accuracy_level` overrides that of the
+    export.
     For GGUF: `vision_engine` "onnx" runs the tower of a directory's vision.onnx (the default where it is there), "mtmd"
     llama.cpp's own; `gpu_layers` of the decoder go on a GPU; `repack` None chooses whether llama.cpp keeps a second,
     faster copy of the weights (see `LlamaCppDecoder`); `verbose` shows llama.cpp's log.

@@ -14,6 +14,7 @@ from phisight.manifest import INT8_KV_GRAPH, Manifest
 if TYPE_CHECKING:
     from phisight.backends.openvino import OpenVinoDecoder
     from phisight.backends.ort import OrtDecoder
+    from phisight.backends.paired import PairedDecoder
 
 __all__ = ["OnnxEngines", "open_engines"]
 
@@ -26,7 +27,7 @@ class OnnxEngines:
     """An open decoder, and an encoder unless the model is text only; `notes` are for the user."""
 
     encoder: VisionEncoder | None
-    decoder: OrtDecoder | OpenVinoDecoder
+    decoder: OrtDecoder | OpenVinoDecoder | PairedDecoder
     notes: tuple[str, ...]
 
 
@@ -40,7 +41,7 @@ def open_engines(
 ) -> OnnxEngines:
     """Open `graph` and the tower. Raises EngineError, and InputError for what the engine asked for cannot run."""
     if chosen.openvino is not None:
-        return _openvino(directory, manifest, graph, chosen.openvino, threads, accuracy_level)
+        return _openvino(directory, manifest, graph, chosen, threads, accuracy_level)
     from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
     from phisight.backends.ort_session import SessionSettings, integer_products
 
@@ -66,26 +67,37 @@ def open_engines(
 
 
 def _openvino(
-    directory: Path, manifest: Manifest, graph: str, device: str, threads: int, accuracy_level: Literal[0, 4] | None
+    directory: Path,
+    manifest: Manifest,
+    graph: str,
+    chosen: DeviceChoice,
+    threads: int,
+    accuracy_level: Literal[0, 4] | None,
 ) -> OnnxEngines:
     from phisight.backends.openvino import OpenVinoDecoder, OpenVinoSettings, OpenVinoVisionEncoder
-    from phisight.backends.ort import OrtVisionEncoder
+    from phisight.backends.ort import OrtDecoder, OrtVisionEncoder
     from phisight.backends.ort_session import SessionSettings, integer_products
+    from phisight.backends.paired import PairedDecoder
 
     if graph == INT8_KV_GRAPH:
         raise InputError("kv_type is int8, which OpenVINO cannot read: leave it out, or take device cpu")
     level: Literal[0, 4] = accuracy_level if accuracy_level is not None else _own_level(manifest)
-    settings = OpenVinoSettings(device, threads, manifest.least_block if level else None)
+    settings = OpenVinoSettings(chosen.openvino or "CPU", threads, manifest.least_block if level else None)
+    on_cpu = SessionSettings("cpu", threads, accuracy_level, integer_products())
     config = manifest.model
     encoder: VisionEncoder | None = None
     notes = []
     if config.vision is not None and _rounds_rows(manifest):
         notes.append("the tower is w8a8, which OpenVINO computes wrongly: ONNX Runtime runs it, on the CPU")
-        on_cpu = SessionSettings("cpu", threads, accuracy_level, integer_products())
         encoder = OrtVisionEncoder(directory, on_cpu, config.decoder.hidden_size)
     elif config.vision is not None:
         encoder = OpenVinoVisionEncoder(directory, settings, config.decoder.hidden_size)
-    return OnnxEngines(encoder, OpenVinoDecoder(directory, settings, config.decoder), tuple(notes))
+    decoder = OpenVinoDecoder(directory, settings, config.decoder)
+    if not chosen.paired:
+        return OnnxEngines(encoder, decoder, tuple(notes))
+    notes.append("OpenVINO runs prompts and ONNX Runtime the answer's tokens: the decoder is in memory twice")
+    paired = PairedDecoder(decoder, OrtDecoder(directory, on_cpu, config.decoder))
+    return OnnxEngines(encoder, paired, tuple(notes))
 
 
 def _rounds_rows(manifest: Manifest) -> bool:

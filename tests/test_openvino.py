@@ -16,6 +16,7 @@ import phisight
 from phisight import onnx_engines
 from phisight.backends.openvino import LEAST_GAPS, OpenVinoDecoder, import_openvino
 from phisight.backends.ort import OrtDecoder
+from phisight.backends.paired import LEAST_CHUNK, PairedDecoder
 from phisight.cli.main import main
 from phisight.devices import choose_device, engine_devices
 from phisight.errors import EngineError, InputError
@@ -139,6 +140,54 @@ def test_a_saved_cache_is_the_one_that_onnx_runtime_saves(decoder: OpenVinoDecod
         twin.state_load(b"123")
 
 
+def test_chunks_here_and_steps_there(exported: Exporter) -> None:
+    """OpenVINO for chunks and ONNX Runtime for steps, through cutting, saving and loading: what either alone gives."""
+    directory = exported(DEMO, decoder="int4", vision="int8")
+    paired = opened(directory, "openvino+cpu")
+    assert any("in memory twice" in note for note in paired.notes)
+    both, alone = paired._decoder._decoder, opened(directory, "cpu")._decoder._decoder
+    assert isinstance(both, PairedDecoder) and isinstance(alone, OrtDecoder)
+    rng = np.random.default_rng(0)
+    chunks = 0
+    for _ in range(40):
+        length = int(rng.integers(0, alone.length + 1))
+        count = int(rng.choice([1, 1, 5, LEAST_CHUNK - 1, LEAST_CHUNK, 70]))
+        for decoder in (both, alone):
+            decoder.truncate(length)
+        if rng.random() < 0.2 and length:
+            state = both.state_save()
+            both = both.fork()
+            both.state_load(state)
+        ids = [rng.integers(0, 256, count, np.int32)]
+        np.testing.assert_allclose(both.append(ids, "all").copy(), alone.append(ids, "all"), atol=TOLERANCE)
+        assert both.length == alone.length == length + count
+        chunks += count >= LEAST_CHUNK
+    assert 5 < chunks < 35
+    states = [np.frombuffer(each.state_save(), np.float32) for each in (both, alone)]
+    np.testing.assert_allclose(*states, atol=TOLERANCE)
+    right = opened(directory, "cpu").generate(QUESTIONS[0], [PICTURES[0]], options=GREEDY)
+    assert paired.generate(QUESTIONS[0], [PICTURES[0]], options=GREEDY).text == right.text
+
+
+@pytest.mark.parametrize(("engine", "count"), [("_chunks", 50), ("_steps", 1)])
+def test_a_pair_of_which_one_fails_forgets(
+    exported: Exporter, monkeypatch: pytest.MonkeyPatch, engine: str, count: int
+) -> None:
+    paired = opened(exported(DEMO, decoder="int4", vision="int8"), "openvino+cpu")._decoder._decoder
+    assert isinstance(paired, PairedDecoder)
+    ids = np.arange(50, dtype=np.int32)
+    right = paired.append([ids]).copy()
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise EngineError("no more")
+
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="no more"):
+        patch.setattr(getattr(paired, engine), "append", fail)
+        paired.append([ids[:count]])
+    assert paired.length == 0
+    np.testing.assert_allclose(paired.append([ids]), right, atol=TOLERANCE)
+
+
 def test_an_image_as_one_chunk(exported: Exporter) -> None:
     """A causal export is enough, and gives what ONNX Runtime does with one made for it."""
     theirs = phisight.load(
@@ -218,6 +267,18 @@ def test_bench_times_the_decoder(capsys: pytest.CaptureFixture[str]) -> None:
     assert [each["engine"] for each in report["contenders"]] == ["onnxruntime", "openvino"]
     assert main([*command, "--stages", "encode_256"]) == 2
     assert "openvino times the decoder" in capsys.readouterr().err
+    assert main([*command, "--device", "openvino+cpu"]) == 2
+    assert "--device cpu, not openvino+cpu" in capsys.readouterr().err
+
+
+def test_bench_times_both_engines_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "demo", "--device", "openvino+cpu", "--runs", "1", "--json"]
+    assert main([*command, "--stages", "encode_256,prefill,decode,second_question"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"] == "openvino+cpu"
+    assert [each["engine"] for each in report["contenders"]] == ["openvino+cpu"]
+    assert all(row["ours_s"] > 0 for row in report["stages"].values())
+    assert report["bounds"]["integer_operations_per_second"] > 1e9
 
 
 def test_the_tower_is_left_where_it_is_right(exported: Exporter) -> None:

@@ -7,7 +7,7 @@ more than what counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -96,6 +96,7 @@ class OpenVinoDecoder:
         self._request = self._compiled.create_infer_request()
         self._counts: NDArray[np.bool_] = np.zeros(0, bool)
         """Which places of the cache count."""
+        self._warm_up()
 
     @property
     def hidden_size(self) -> int:
@@ -158,10 +159,24 @@ class OpenVinoDecoder:
             raise
         return rows
 
+    def cached(self, start: int = 0) -> Iterator[NDArray[np.float32]]:
+        """What is cached from position `start` on: keys and values of each layer, (kv_heads, positions, head_dim)."""
+        variables, places = self._variables(), np.flatnonzero(self._counts)[start:]
+        for name in self._names():
+            yield variables[name].state.data[0][:, places]
+
+    def replace(self, values: Iterable[NDArray[np.float32]]) -> None:
+        """Replace what is cached by what `cached` gave, of this decoder or of ONNX Runtime's."""
+        self._clear()
+        variables, length = self._variables(), 0
+        for name, each in zip(self._names(), values, strict=True):
+            variables[name].state = self._ov.Tensor(np.ascontiguousarray(each[None]))
+            length = each.shape[1]
+        self._counts = np.ones(length, bool)
+
     def state_save(self) -> bytes:
         """What is cached: keys and values of each layer, (kv_heads, positions, head_dim) float32 each."""
-        variables = self._variables()
-        return b"".join(variables[name].state.data[0][:, self._counts].tobytes() for name in self._names())
+        return b"".join(values.tobytes() for values in self.cached())
 
     def state_load(self, state: bytes | memoryview) -> None:
         """Replace what is cached by what `state_save` gave. Raises InputError for another size than whole positions."""
@@ -169,12 +184,7 @@ class OpenVinoDecoder:
         if rest or not length:
             raise InputError(f"the saved state has {len(state)} bytes, not {self.kv_bytes_per_token} a position")
         config = self._config
-        saved = np.frombuffer(state, np.float32).reshape(-1, 1, config.num_kv_heads, length, config.head_dim)
-        self._clear()
-        variables = self._variables()
-        for name, values in zip(self._names(), saved, strict=True):
-            variables[name].state = self._ov.Tensor(np.ascontiguousarray(values))
-        self._counts = np.ones(length, bool)
+        self.replace(np.frombuffer(state, np.float32).reshape(-1, config.num_kv_heads, length, config.head_dim))
 
     def fork(self) -> OpenVinoDecoder:
         """Another decoder of the same compiled model, with an empty cache."""
@@ -182,6 +192,11 @@ class OpenVinoDecoder:
         twin._request = self._compiled.create_infer_request()
         twin._counts = np.zeros(0, bool)
         return twin
+
+    def _warm_up(self) -> None:
+        """OpenVINO arranges the weights for its kernels in the first run: let opening the model take that time."""
+        self.append([np.zeros(1, np.int32)])
+        self._clear()
 
     def _clear(self) -> None:
         self._request.reset_state()

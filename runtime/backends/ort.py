@@ -6,7 +6,7 @@ its memory is taken from the system page by page as positions are written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,25 @@ class OrtDecoder:
         """Forget all positions from `length` on. Their memory is written over by what follows."""
         self._length = min(self._length, length)
 
-    def state_save(self) -> bytes:
+    def cached(self) -> Iterator[NDArray[Any]]:
         """What is cached: keys and values of each layer, (kv_heads, positions, head_dim) each."""
-        values = (value.numpy()[0, :, : self._length] for pair in self._cache for value in pair)
-        return b"".join(value.tobytes() for value in values)
+        return (value.numpy()[0, :, : self._length] for pair in self._cache for value in pair)
+
+    def put(self, count: int, values: Iterable[NDArray[np.float32]]) -> None:
+        """Append `count` positions that another engine ran, in the form of `cached`: for a cache in the CPU's memory.
+
+        Raises ValueError for values of another shape, of which nothing is then cached.
+        """
+        stop = self._length + count
+        self.reserve(stop)
+        memory = (value.numpy() for pair in self._cache for value in pair)  # on the CPU that is no copy
+        for old, new in zip(memory, values, strict=True):
+            old[0, :, self._length : stop] = new
+        self._length = stop
+
+    def state_save(self) -> bytes:
+        """What is cached, as bytes."""
+        return b"".join(values.tobytes() for values in self.cached())
 
     def state_load(self, state: bytes | memoryview) -> None:
         """Replace what is cached by what `state_save` gave. Raises InputError for another size than whole positions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from phisight.bench.clock import seconds_of
 from phisight.bench.stages import Stage
 from phisight.config import ModelConfig
 from phisight.naflex import PATCH_SIZE, PATCH_VALUES, Patches
+
+if TYPE_CHECKING:
+    from phisight.backends.openvino import OpenVinoDecoder
 
 __all__ = ["Contender", "Figures", "Opened"]
 
@@ -38,6 +41,8 @@ class Figures:
 class Contender:
     """One engine: ONNX Runtime on a directory, OpenVINO on its decoder, llama.cpp on model.gguf and mmproj.gguf in it.
 
+    "openvino+cpu" is ONNX Runtime with OpenVINO for the chunks of a prompt.
+
     `device` is where ONNX Runtime runs; llama.cpp then has all layers and its tower on the GPU that it was built for.
     `group` is OpenVINO's: activations that share a scale where they are rounded.
     `repack` and `flash` are llama.cpp's: whether weights are kept in a second layout, and flash attention.
@@ -45,7 +50,7 @@ class Contender:
     """
 
     name: str
-    engine: Literal["onnxruntime", "openvino", "llama.cpp"]
+    engine: Literal["onnxruntime", "openvino", "openvino+cpu", "llama.cpp"]
     directory: Path
     config: ModelConfig
     threads: int
@@ -64,10 +69,10 @@ class Contender:
     def open(self) -> Opened:
         """Raises EngineError, ModelDirError."""
         match self.engine:
-            case "onnxruntime":
+            case "onnxruntime" | "openvino+cpu":
                 return _open_onnx(self)
             case "openvino":
-                return _open_openvino(self)
+                return Opened(self.config, _openvino_decoder(self), None)
             case "llama.cpp":
                 return _open_llama(self)
 
@@ -124,14 +129,19 @@ def _open_onnx(contender: Contender) -> Opened:
     encoder = None
     if config.vision is not None:
         encoder = OrtVisionEncoder(contender.directory, settings, config.decoder.hidden_size)
-    return Opened(config, OrtDecoder(contender.directory, settings, config.decoder), encoder)
+    steps = OrtDecoder(contender.directory, settings, config.decoder)
+    if contender.engine == "openvino+cpu":
+        from phisight.backends.paired import PairedDecoder
+
+        return Opened(config, PairedDecoder(_openvino_decoder(contender), steps), encoder)
+    return Opened(config, steps, encoder)
 
 
-def _open_openvino(contender: Contender) -> Opened:
+def _openvino_decoder(contender: Contender) -> OpenVinoDecoder:
     from phisight.backends.openvino import OpenVinoDecoder, OpenVinoSettings
 
     settings = OpenVinoSettings("CPU", contender.threads, contender.group)
-    return Opened(contender.config, OpenVinoDecoder(contender.directory, settings, contender.config.decoder), None)
+    return OpenVinoDecoder(contender.directory, settings, contender.config.decoder)
 
 
 def _open_llama(contender: Contender) -> Opened:

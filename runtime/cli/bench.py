@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from phisight.backends.llamacpp_library import Flash
 from phisight.backends.ort_session import Device
@@ -20,7 +20,7 @@ from phisight.cli.budget_curve import add_curve_options, run_curve
 from phisight.cli.console import Console
 from phisight.cli.engine_choice import keep_measured
 from phisight.cli.extras import needs_extra
-from phisight.devices import choose_device, llamacpp_devices
+from phisight.devices import PAIRED, DeviceChoice, choose_device, llamacpp_devices
 from phisight.errors import InputError
 from phisight.loading import checkpoint_directory, model_directory
 from phisight.manifest import Manifest
@@ -38,7 +38,7 @@ A model with the widths of the 15B model and fewer layers is also timed with one
 takes and what all the rest: times of 40 and 26 layers follow from that.
 
 --device cuda (a model exported with --float f16) and webgpu time a GPU; llama.cpp, if it was compiled for one, then has
-everything on it.
+everything on it. --device openvino+cpu times OpenVINO for prompts with ONNX Runtime for steps.
 
 --budget-curve asks questions with known answers at several budgets of patches, and tells how many are right.
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="what MODEL was made of: llama.cpp runs its Q4_K_M, too")
     parser.add_argument("--stages", metavar="NAMES", help="some of the stages, with commas (default: all)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each stage (default: 5)")
-    parser.add_argument("--device", choices=get_args(Device), default="cpu", help="where it runs (default: cpu)")
+    parser.add_argument("--device", choices=[*get_args(Device), PAIRED], default="cpu", help="where it runs")
     parser.add_argument("--threads", default="auto", metavar="N", help="threads, or auto (default)")
     add_curve_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -94,11 +94,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise InputError(
             f"{directory} is a GGUF model, wanted an ONNX one: phisight compare --speed times models of either kind"
         )
-    device = choose_device(args.device, str(manifest.options.get("float", "f32"))).device
+    chosen = choose_device(args.device, str(manifest.options.get("float", "f32")))
     if manifest.model.vision is None:
         stages = tuple(stage for stage in stages if stage.kind != "encode")
-    if device != "cpu":
-        _check_others(args.against, device)
+    _check_others(args.against, chosen)
     if args.against == "openvino" and all(stage.kind in ("encode", "second_question") for stage in stages):
         raise InputError("--against openvino times the decoder: name stages such as prefill,decode")
     depth = _depth(manifest)
@@ -109,36 +108,42 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if args.checkpoint is not None and args.against != "llama.cpp":
         raise InputError("--checkpoint goes with --against llama.cpp: name that too, or leave it out")
+    engine: Literal["onnxruntime", "openvino+cpu"] = "openvino+cpu" if chosen.paired else "onnxruntime"
+    group = manifest.least_block
+    ours = Contender(OURS, engine, directory, manifest.model, threads.count, chosen.device, group=group)
     with ExitStack() as stack:
-        deep = _contenders(args, directory, manifest, threads.count, None, stack, console)
+        deep = _contenders(args.against, ours, manifest, None, stack, console)
         if args.checkpoint is not None:
-            deep.append(_k_quants(args.checkpoint, manifest, threads.count, device, stack, console))
+            deep.append(_k_quants(args.checkpoint, ours, stack, console))
         samples = _timed(deep, stages, args.runs, console)
         shallow: Samples | None = None
         if depth is not None:
-            cut = _contenders(args, directory, manifest, threads.count, depth, stack, console)
-            engine = tuple(stage for stage in stages if stage.kind not in ("load", "second_question"))
-            shallow = _timed(cut, engine, args.runs, console)
+            cut = _contenders(args.against, ours, manifest, depth, stack, console)
+            layered = tuple(stage for stage in stages if stage.kind not in ("load", "second_question"))
+            shallow = _timed(cut, layered, args.runs, console)
     report = as_report(
         stages,
         deep,
         samples,
         shallow,
         _depths(manifest, depth),
-        measure_bounds(threads.count, device),
+        measure_bounds(threads.count, chosen.device),
         sum(entry.bytes for entry in manifest.tensors.values() if entry.part in ("decoder", "head")),
     )
     if any(stage.kind == "second_question" for stage in stages):
-        first, second = question_seconds(directory, threads.count, device)
+        first, second = question_seconds(directory, threads.count, chosen.name)
         report["stages"]["second_question"] = {"ours_s": second, "first_s": first, "share_of_first": second / first}
     if args.against == "openvino":
-        _keep_choice(directory, manifest, threads.count, report["stages"], console)
+        opening = [figures.load_seconds for figures in samples.figures.values()]
+        if choice := keep_measured(directory, manifest, threads.count, report["stages"], opening):
+            told = f"--device auto means {choice.name} for this model from now on, where it answers many questions"
+            console.note(f"phisight: note: {told}: {choice.reason}")
     machine = {
         "processor": platform.processor() or platform.machine(),
         "system": platform.system(),
         "load_before": load,
     }
-    report = {"model": str(args.model), "machine": machine, "device": device, "threads": threads.count, **report}
+    report = {"model": str(args.model), "machine": machine, "device": chosen.name, "threads": threads.count, **report}
     if args.json:
         console.document(report)
     else:
@@ -147,14 +152,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _check_others(against: str | None, device: Device) -> None:
-    """Raises InputError for an engine that cannot run on the GPU that ours shall run on."""
-    if against == "openvino":
-        raise InputError(f"--against openvino goes with --device cpu, not {device}: leave one of them out")
-    if against == "llama.cpp" and "gpu" not in (found := llamacpp_devices()).devices:
+def _check_others(against: str | None, chosen: DeviceChoice) -> None:
+    """Raises InputError for an engine that cannot run where ours shall."""
+    if against == "openvino" and chosen.name != "cpu":
+        raise InputError(f"--against openvino goes with --device cpu, not {chosen.name}: leave one of them out")
+    if against == "llama.cpp" and chosen.device != "cpu" and "gpu" not in (found := llamacpp_devices()).devices:
         raise InputError(
-            f"--against llama.cpp with --device {device} needs llama.cpp on a GPU, too, but {found.reason}: see GGUF "
-            "in the README, or leave one of them out"
+            f"--against llama.cpp with --device {chosen.name} needs llama.cpp on a GPU, too, but {found.reason}: "
+            "see GGUF in the README, or leave one of them out"
         )
 
 
@@ -176,46 +181,37 @@ def _depths(manifest: Manifest, shallow: int | None) -> dict[str, tuple[int, int
 
 
 def _contenders(
-    args: argparse.Namespace,
-    directory: Path,
-    manifest: Manifest,
-    threads: int,
-    layers: int | None,
-    stack: ExitStack,
-    console: Console,
+    against: str | None, ours: Contender, manifest: Manifest, layers: int | None, stack: ExitStack, console: Console
 ) -> list[Contender]:
     """Ours, and the other engine in each of its settings; the first `layers` layers only, or all."""
-    config = manifest.model
-    if args.against is None and layers is None:
-        return [Contender(OURS, "onnxruntime", directory, config, threads, args.device)]
+    if against is None and layers is None:
+        return [ours]
     with needs_extra("export"):
         from phisight.export.shallow import write_shallow
         from phisight.export.transcription import shallow_config, transcribe
-    folder = _temporary(stack)
-    ours = directory
+    folder, whole = _temporary(stack), ours.directory
     if layers is not None:
-        ours, config = folder / "onnx", shallow_config(config, layers)
-        ours.mkdir()
-        write_shallow(directory, ours, layers)
-    contenders = [Contender(OURS, "onnxruntime", ours, config, threads, args.device)]
-    if args.against == "openvino":
-        text_only, group = replace(config, vision=None), manifest.least_block
-        contenders.append(Contender("OpenVINO", "openvino", ours, text_only, threads, group=group))
-    if args.against == "llama.cpp":
+        cut = folder / "onnx"
+        cut.mkdir()
+        write_shallow(whole, cut, layers)
+        ours = replace(ours, directory=cut, config=shallow_config(ours.config, layers))
+    contenders = [ours]
+    if against == "openvino":
+        text_only = replace(ours.config, vision=None)
+        contenders.append(replace(ours, name="OpenVINO", engine="openvino", config=text_only))
+    if against == "llama.cpp":
         total = sum(entry.weights for entry in manifest.tensors.values())
         with console.progress("writing GGUF", total, "w") as bar:
-            transcribe(directory, folder, layers=layers, progress=bar.add)
+            transcribe(whole, folder, layers=layers, progress=bar.add)
         contenders += [
-            Contender(name, "llama.cpp", folder, config, threads, args.device, repack, flash)
+            replace(ours, name=name, engine="llama.cpp", directory=folder, repack=repack, flash=flash)
             for name, repack, flash in VARIANTS
-            if repack or args.device == "cpu"
+            if repack or ours.device == "cpu"
         ]
     return contenders
 
 
-def _k_quants(
-    path: str, manifest: Manifest, threads: int, device: Device, stack: ExitStack, console: Console
-) -> Contender:
+def _k_quants(path: str, ours: Contender, stack: ExitStack, console: Console) -> Contender:
     """llama.cpp on Q4_K_M of the checkpoint. Raises InputError for another model's, and what an export raises."""
     with needs_extra("export"):
         from phisight.export.checkpoint import Checkpoint
@@ -223,22 +219,16 @@ def _k_quants(
         from phisight.export.gguf_plan import GgufOptions
         from phisight.export.transcription import TEXT
     checkpoint = Checkpoint.open(checkpoint_directory(path))
-    if checkpoint.config != manifest.model:
+    if checkpoint.config != ours.config:
         raise InputError(f"--checkpoint {path} has another configuration than MODEL: give the one it was made of")
     folder = _temporary(stack) / "model"
     plan = plan_gguf(checkpoint, GgufOptions(decoder="Q4_K_M", onnx_vision="none"))
     with console.progress("writing Q4_K_M", plan.total_weights(), "w") as bar:
         export_gguf(checkpoint, plan, folder, progress=bar.add)
     (folder / "model-q4_k_m.gguf").rename(folder / TEXT)
-    text_only = replace(manifest.model, vision=None)  # its tower is the one that is timed already
-    return Contender("llama.cpp Q4_K_M", "llama.cpp", folder, text_only, threads, device, same_weights=False)
-
-
-def _keep_choice(
-    directory: Path, manifest: Manifest, threads: int, stages: Mapping[str, Any], console: Console
-) -> None:
-    if (choice := keep_measured(directory, manifest, threads, stages)) is not None:
-        console.note(f"phisight: note: --device auto means {choice.name} for this model from now on: {choice.reason}")
+    text_only = replace(ours.config, vision=None)  # its tower is the one that is timed already
+    name = "llama.cpp Q4_K_M"
+    return replace(ours, name=name, engine="llama.cpp", directory=folder, config=text_only, same_weights=False)
 
 
 def _temporary(stack: ExitStack) -> Path:
@@ -260,7 +250,7 @@ def _timed(contenders: Sequence[Contender], stages: Sequence[Stage], runs: int, 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
     bounds = report["bounds"]
-    products = "integer" if report["device"] == "cpu" else "float16"
+    products = "float16" if "float16_operations_per_second" in bounds else "integer"
     lines = [
         f"{report['device']}, {report['threads']} threads; reads {bounds['read_bytes_per_second'] / 1e9:.1f} GB/s, "
         f"{bounds[f'{products}_operations_per_second'] / 1e9:,.0f} billion {products} operations/s"

@@ -18,7 +18,7 @@ from phisight.planner.times import (
     step_seconds,
 )
 from phisight.planner.variant import Variant
-from phisight.planner.verdict import GpuShare, Verdict, gpu_share, judge
+from phisight.planner.verdict import GpuShare, Verdict, gpu_share, judge, judge_pair
 
 __all__ = [
     "BudgetChoice",
@@ -37,6 +37,7 @@ __all__ = [
     "first_token_seconds",
     "gpu_share",
     "judge",
+    "judge_pair",
     "memory_bytes",
     "predict_memory",
     "prefill_seconds",

@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass
 
 from phisight.chunks import chunk_bytes
 from phisight.config import ModelConfig
-from phisight.manifest import TensorEntry
+from phisight.manifest import Manifest, TensorEntry
 from phisight.planner.times import CHUNK, Workload
 from phisight.planner.variant import Variant
 
-__all__ = ["Memory", "predict_memory"]
+__all__ = ["Memory", "pair_needed", "predict_memory"]
 
 PROCESS = 87 << 20
 """Python, NumPy, Pillow and an engine, before any weight."""
+OPENVINO_COPIES = 2
+"""Of the decoder's weights: as OpenVINO reads them, and in the layout of its kernels."""
 TOKENIZER_BYTES = 420
 """Of the tokenizer a token of the vocabulary; llama.cpp keeps one of its own."""
 GGUF_BATCH = 512
@@ -108,6 +110,18 @@ def predict_memory(variant: Variant, work: Workload) -> Memory:
         working=prefill + encoding,  # buffers of a context stay while the next image is encoded
         loading=tower_loading,
     )
+
+
+def pair_needed(manifest: Manifest, positions: int) -> int:
+    """Bytes of a model that ONNX Runtime and OpenVINO hold both, with so many positions in the KV cache of each."""
+    decoder, tower = (
+        [entry for entry in manifest.tensors.values() if entry.part in parts]
+        for parts in (("decoder", "head"), ("vision", "projector"))
+    )
+    config = manifest.model.decoder
+    copies = OPENVINO_COPIES * sum(entry.bytes for entry in decoder)
+    cache = 2 * positions * config.kv_bytes_per_token(4)
+    return PROCESS + _onnx(decoder)[0] + _onnx(tower)[0] + copies + cache + chunk_bytes(config, CHUNK)
 
 
 def _onnx(entries: list[TensorEntry]) -> tuple[int, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phisight.planner.memory import Memory
+from phisight.manifest import Manifest
+from phisight.planner.memory import Memory, pair_needed
 from phisight.planner.times import Workload
 from phisight.planner.variant import Variant
 
-__all__ = ["GpuShare", "Verdict", "gpu_share", "judge"]
+__all__ = ["GpuShare", "Verdict", "gpu_share", "judge", "judge_pair"]
 
 SYSTEM_SHARE = 0.9
 """Of the memory that a model may take: the rest is the system's and other programs'."""
@@ -42,6 +43,12 @@ def judge(memory: Memory, available: int) -> Verdict:
     if memory.mapped and memory.needed - (memory.mapped - memory.idle) <= room:
         return Verdict(False, f"{told}: each token would read {(memory.needed - room) / 1e9:.1f} GB from disk")
     return Verdict(False, told)
+
+
+def judge_pair(manifest: Manifest, positions: int, available: int) -> Verdict:
+    """Whether ONNX Runtime and OpenVINO may hold a model both, with so many positions in the KV cache of each."""
+    needed, room = pair_needed(manifest, positions), int(SYSTEM_SHARE * available)
+    return Verdict(needed <= room, f"needs {needed / 1e9:.1f} of {room / 1e9:.1f} GB")
 
 
 def gpu_share(variant: Variant, work: Workload, vram: int) -> GpuShare | None:
