@@ -92,7 +92,8 @@ def _plain(options: GgufOptions, config: ModelConfig) -> GgufOptions:
     usual = PRESETS[options.decoder][0]
     names = [f"blk.{layer}.attn_qkv.weight" for layer in range(config.decoder.num_layers)]
     chosen = fitting_type(usual, config.decoder.hidden_size)
-    return replace(options, overrides=tuple((name, chosen) for name in names), imatrix=None)
+    attention = tuple((name, chosen) for name in names)
+    return replace(options, overrides=(*options.overrides, *attention), imatrix=None)
 
 
 def _repeated(tensor: PlannedTensor) -> bytes:

@@ -169,13 +169,13 @@ def test_chunks_here_and_steps_there(exported: Exporter) -> None:
     assert paired.generate(QUESTIONS[0], [PICTURES[0]], options=GREEDY).text == right.text
 
 
-@pytest.mark.parametrize(("engine", "count"), [("_chunks", 50), ("_steps", 1)])
+@pytest.mark.parametrize(("engine", "count"), [("_chunks", LEAST_CHUNK), ("_steps", 1)])
 def test_a_pair_of_which_one_fails_forgets(
     exported: Exporter, monkeypatch: pytest.MonkeyPatch, engine: str, count: int
 ) -> None:
     paired = opened(exported(DEMO, decoder="int4", vision="int8"), "openvino+cpu")._decoder._decoder
     assert isinstance(paired, PairedDecoder)
-    ids = np.arange(50, dtype=np.int32)
+    ids = np.arange(LEAST_CHUNK, dtype=np.int32)
     right = paired.append([ids]).copy()
 
     def fail(*args: Any, **options: Any) -> None:

@@ -16,24 +16,27 @@ from phisight.export.gguf_plan import GgufOptions
 from phisight.export.plan import ExportOptions
 from phisight.export.probe import probe_config
 from phisight.export.variants import CHOICES, all_variants, decoder_kind, model_variant, real_model
-from phisight.loading import checkpoint_directory
+from phisight.loading import checkpoint_directory, model_directory
 from phisight.manifest import Manifest
 from phisight.planner import (
     DecoderRates,
     Rates,
     TowerRates,
     Variant,
+    Verdict,
     Workload,
     choose_patches,
     decode_seconds,
     first_token_seconds,
     gpu_share,
     judge,
+    judge_pair,
     predict_memory,
     prefill_seconds,
     read_bytes,
     step_seconds,
 )
+from phisight.planner.memory import pair_needed
 from phisight.planner.probe import attention_share
 
 WORK = Workload(443, 1, 3600, 5067)
@@ -97,6 +100,18 @@ def test_what_fits_is_said_with_its_reason(real: dict[str, Variant]) -> None:
     assert not tight.fits and "from disk" in tight.reason
     none = judge(predict_memory(real["onnx int8 block 32"], WORK), 16 << 30)
     assert not none.fits and "needs 2" in none.reason
+
+
+def test_two_engines_take_the_weights_twice() -> None:
+    manifest = Manifest.read(model_directory("demo"))
+    weights = sum(entry.bytes for entry in manifest.tensors.values() if entry.part in ("decoder", "head"))
+    position = 2 * manifest.model.decoder.kv_bytes_per_token(4)
+    needed = pair_needed(manifest, 100)
+    assert pair_needed(manifest, 300) - needed == 200 * position
+    assert needed > 3 * weights + 100 * position
+    assert judge_pair(manifest, 100, 2 * needed).fits
+    told = f"needs {needed / 1e9:.1f} of {0.9 * needed / 1e9:.1f} GB"
+    assert judge_pair(manifest, 100, needed) == Verdict(False, told)
 
 
 def test_layers_on_a_gpu(real: dict[str, Variant]) -> None:

@@ -18,8 +18,8 @@ from phisight.backends.ort import OrtDecoder
 
 __all__ = ["LEAST_CHUNK", "PairedDecoder"]
 
-LEAST_CHUNK = 32
-"""Positions from which on OpenVINO is the faster (`bench/chunk_sizes.py`)."""
+LEAST_CHUNK = 64
+"""Positions from which on OpenVINO is the faster, and that pays for copying what it lacks (`bench/chunk_sizes.py`)."""
 
 
 class PairedDecoder:
